@@ -1,0 +1,91 @@
+//! Ways in: what a connector promises to the engine.
+//!
+//! # Contract
+//!
+//! * A source is a fixed set of *splits* (more may be found while running), each an ordered sequence
+//!   of records with growing `u64` offsets. Reading a split again from an offset yields the same
+//!   records: that is what makes a tick repeatable.
+//! * A reader runs on a thread of its own and may block up to the given wait. It never skips
+//!   silently: what cannot be read any more (past retention, file gone) is an error.
+//! * A record that does not decode becomes a [`Rejected`], in the same chunk; the rest goes on.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+
+use crate::error::Result;
+
+/// Next offset to read, by split. A split that is absent starts at its beginning (as the source's
+/// options define it, e.g. `start = 'earliest'`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Offsets(pub BTreeMap<String, u64>);
+
+/// Undecodable input, kept with its bytes and provenance.
+#[derive(Debug, Clone)]
+pub struct Rejected {
+    pub split: String,
+    pub offset: u64,
+    pub bytes: Vec<u8>,
+    /// Why, in words, without the value.
+    pub reason: String,
+}
+
+/// Consecutive records of one split.
+#[derive(Debug)]
+pub struct Chunk {
+    pub split: Arc<str>,
+    /// Offset after the last record: where reading would go on.
+    pub end: u64,
+    /// Decoded physical columns, in the source's schema (see [`Source::schema`]). May have no rows.
+    pub batch: RecordBatch,
+    /// One per row when the source is a changelog: +1 or -1. `None`: all +1.
+    pub diffs: Option<Vec<i64>>,
+    pub rejected: Vec<Rejected>,
+    /// Bytes read from outside for this chunk.
+    pub bytes: u64,
+    /// Records known to be behind this chunk and not read yet, if the source can tell (lag).
+    pub remaining: Option<u64>,
+}
+
+/// Answer of [`Reader::poll`].
+#[derive(Debug)]
+pub enum Polled {
+    Chunk(Chunk),
+    /// Nothing new within the wait.
+    Idle,
+    /// Every split of this reader has reached the limit given to `poll`.
+    AtLimit,
+    /// A bounded source has no more records.
+    End,
+}
+
+/// Reads some splits of a source, on a thread of its own.
+pub trait Reader: Send {
+    /// Next records. With a `limit`, returns no record at or past the limit of its split (a split
+    /// absent from the limit yields nothing) and `AtLimit` once all have reached it; the records
+    /// beyond stay readable by later calls. Transient trouble (broker away) is `Unavailable` and the
+    /// caller polls again after a pause; any other error stops the source.
+    fn poll(&mut self, limit: Option<&Offsets>, wait: Duration) -> Result<Polled>;
+}
+
+/// A configured way in. Cheap to hold; `open` may be called several times (history, replay, live).
+pub trait Source: Send + Sync + std::fmt::Debug {
+    /// Physical columns the readers yield for a `projection` given to [`Source::open`] (indices into
+    /// this schema).
+    fn schema(&self) -> SchemaRef;
+    /// Opens readers that together cover all splits, each beginning at `start`. Only the columns of
+    /// `projection` are materialised, in that order; all declared columns are type-checked.
+    fn open(&self, start: &Offsets, projection: &[usize]) -> Result<Vec<Box<dyn Reader>>>;
+    /// Ends by itself: its windows close at the end.
+    fn bounded(&self) -> bool;
+    /// Every diff is +1.
+    fn append_only(&self) -> bool;
+    /// Whether a row far ahead of the clock may move the watermark (true for bounded and generator
+    /// sources, whose event time has nothing to do with the clock).
+    fn any_event_time(&self) -> bool {
+        self.bounded()
+    }
+}
