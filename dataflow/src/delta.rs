@@ -6,6 +6,9 @@
 //! * All rows of a `Delta` belong to one tick, that of the message that carries it.
 //! * A row with diff `d` means: `d` copies appear (`d > 0`) or vanish (`d < 0`). No diff is 0.
 
+pub mod exchange;
+pub mod ipc;
+
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::{BooleanArray, RecordBatch, UInt32Array};

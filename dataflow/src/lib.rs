@@ -13,10 +13,24 @@
 //! 4. Contents are read at a tick; a sink hands closed files to its committer at a tick.
 //! 5. A checkpoint freezes all keyed state at one tick; a restart begins there.
 
+pub mod checkpoint;
 pub mod delta;
+pub mod engine;
 pub mod env;
 pub mod error;
+pub mod exact;
+pub mod ingest;
+pub mod kernel;
+pub mod key;
+pub mod operator;
 pub mod plan;
+pub mod remap;
+pub mod render;
+pub mod served;
 pub mod sink;
 pub mod source;
+pub mod state;
+pub mod tap;
+pub mod tick;
 pub mod time;
+pub mod worker;

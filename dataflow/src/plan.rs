@@ -3,6 +3,8 @@
 //! Nodes stand in topological order: inputs have smaller indices. Expressions are DataFusion
 //! physical expressions over the columns of the node's input, already in checked arithmetic.
 
+mod share;
+
 use std::fmt;
 use std::sync::Arc;
 

@@ -83,6 +83,11 @@ pub trait Source: Send + Sync + std::fmt::Debug {
     fn bounded(&self) -> bool;
     /// Every diff is +1.
     fn append_only(&self) -> bool;
+    /// Whether the rows seen so far say how far event time has come. False for files, whose order says
+    /// nothing: their watermark is silent until the end.
+    fn watermark_while_running(&self) -> bool {
+        true
+    }
     /// Whether a row far ahead of the clock may move the watermark (true for bounded and generator
     /// sources, whose event time has nothing to do with the clock).
     fn any_event_time(&self) -> bool {

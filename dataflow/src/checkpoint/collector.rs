@@ -1,0 +1,220 @@
+//! Gathers the parts of a checkpoint and makes it durable. See the protocol in [`super`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::{oneshot, watch};
+
+use super::manifest::{CheckpointManifest, PartEntry, SinkState, SourceState, StageEntry, VERSION};
+use super::store::CheckpointStore;
+use super::{Message, StageParts};
+use crate::engine::Meta;
+use crate::env;
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::RelationId;
+use crate::state::write_part;
+use crate::time::Tick;
+
+/// What the minter knows when it marks a checkpoint.
+#[derive(Debug)]
+pub struct Begin {
+    pub id: u64,
+    pub tick: Tick,
+    pub sources: BTreeMap<RelationId, SourceState>,
+    pub views: BTreeMap<RelationId, u64>,
+    /// Sinks whose state is expected.
+    pub sinks: Vec<RelationId>,
+    pub started: Instant,
+    pub done: oneshot::Sender<Result<Finished>>,
+}
+
+/// A checkpoint that is durable.
+#[derive(Debug, Clone)]
+pub struct Finished {
+    pub id: u64,
+    pub tick: Tick,
+    /// Tick of the oldest checkpoint that is kept.
+    pub oldest: Tick,
+    pub bytes: u64,
+    pub ms: u64,
+}
+
+#[derive(Default)]
+struct Assembly {
+    begin: Option<Box<Begin>>,
+    expected: BTreeMap<usize, usize>,
+    parts: Vec<StageParts>,
+    sinks: BTreeMap<RelationId, SinkState>,
+}
+
+impl Assembly {
+    fn complete(&self, workers: usize) -> bool {
+        let Some(begin) = &self.begin else {
+            return false;
+        };
+        self.expected.len() == workers
+            && self.parts.len() == self.expected.values().sum::<usize>()
+            && begin.sinks.iter().all(|s| self.sinks.contains_key(s))
+    }
+}
+
+/// Runs until all senders are gone.
+pub struct Collector {
+    pub workers: usize,
+    pub incarnation: u64,
+    pub store: CheckpointStore,
+    pub meta: Arc<dyn Meta>,
+    pub durable: watch::Receiver<Tick>,
+    /// The checkpoint `latest` points to, and the one before it, with their ticks.
+    pub kept: Vec<(u64, Tick)>,
+    /// What `latest` points to.
+    pub latest: Option<u64>,
+}
+
+impl std::fmt::Debug for Collector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Collector({} workers)", self.workers)
+    }
+}
+
+impl Collector {
+    pub async fn run(mut self, mut messages: UnboundedReceiver<Message>) {
+        let mut open: BTreeMap<u64, Assembly> = BTreeMap::new();
+        while let Some(message) = messages.recv().await {
+            let id = match message {
+                Message::Begin(begin) => {
+                    let id = begin.id;
+                    open.entry(id).or_default().begin = Some(begin);
+                    id
+                }
+                Message::Expect {
+                    checkpoint,
+                    worker,
+                    stages,
+                } => {
+                    open.entry(checkpoint)
+                        .or_default()
+                        .expected
+                        .insert(worker, stages);
+                    checkpoint
+                }
+                Message::Parts { checkpoint, parts } => {
+                    open.entry(checkpoint).or_default().parts.push(parts);
+                    checkpoint
+                }
+                Message::Sink {
+                    checkpoint,
+                    sink,
+                    state,
+                } => {
+                    open.entry(checkpoint)
+                        .or_default()
+                        .sinks
+                        .insert(sink, state);
+                    checkpoint
+                }
+            };
+            if open.get(&id).is_some_and(|a| a.complete(self.workers))
+                && let Some(mut assembly) = open.remove(&id)
+                && let Some(begin) = assembly.begin.take()
+            {
+                let result = self.finish(&begin, assembly).await;
+                if let Err(e) = &result {
+                    tracing::error!(checkpoint = id, error = %e, "a checkpoint failed");
+                }
+                // Whoever asked may have gone away.
+                let _ = begin.done.send(result);
+            }
+        }
+    }
+
+    async fn finish(&mut self, begin: &Begin, assembly: Assembly) -> Result<Finished> {
+        self.durable
+            .wait_for(|t| *t >= begin.tick)
+            .await
+            .map_err(|_| Error::unavailable("the remap log has stopped"))?;
+        env::failpoint("ckpt.begin");
+        let mut by_worker: BTreeMap<usize, Vec<StageParts>> =
+            (0..self.workers).map(|w| (w, Vec::new())).collect();
+        for parts in assembly.parts {
+            by_worker.entry(parts.worker).or_default().push(parts);
+        }
+        let mut objects = Vec::new();
+        let mut stages = Vec::new();
+        let mut bytes = 0;
+        for (worker, parts) in by_worker {
+            let (object, entries) = tokio::task::spawn_blocking(move || encode(&parts))
+                .await
+                .map_err(|e| Error::internal(e.to_string()))??;
+            bytes += object.len() as u64;
+            stages.extend(entries);
+            env::failpoint("ckpt.part.mid_upload");
+            objects.push(self.store.put_object(begin.id, worker, object).await?);
+        }
+        env::failpoint("ckpt.part.after_upload");
+        let manifest = CheckpointManifest {
+            version: VERSION,
+            id: begin.id,
+            incarnation: self.incarnation,
+            workers: self.workers,
+            tick: begin.tick,
+            sources: begin.sources.clone(),
+            views: begin.views.clone(),
+            sinks: assembly.sinks,
+            objects,
+            stages,
+        };
+        self.store.put_manifest(&manifest).await?;
+        env::failpoint("ckpt.manifest.before_cas");
+        if !self
+            .meta
+            .move_latest_checkpoint(self.incarnation, self.latest, begin.id)
+            .await?
+        {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                "another server has taken over this data directory",
+            ));
+        }
+        env::failpoint("ckpt.manifest.after_cas");
+        self.latest = Some(begin.id);
+        self.kept.insert(0, (begin.id, begin.tick));
+        self.kept.truncate(2);
+        let ids: Vec<u64> = self.kept.iter().map(|k| k.0).collect();
+        if let Err(e) = self.store.remove_all_but(&ids).await {
+            tracing::warn!(error = %e, "old checkpoints could not be removed");
+        }
+        Ok(Finished {
+            id: begin.id,
+            tick: begin.tick,
+            oldest: self.kept.iter().map(|k| k.1).min().unwrap_or(0),
+            bytes,
+            ms: begin.started.elapsed().as_millis() as u64,
+        })
+    }
+}
+
+fn encode(parts: &[StageParts]) -> Result<(Vec<u8>, Vec<StageEntry>)> {
+    let mut object = Vec::new();
+    let mut entries = Vec::new();
+    for stage in parts {
+        let mut list = Vec::new();
+        for part in &stage.parts {
+            let offset = object.len() as u64;
+            write_part(part, &mut object)?;
+            list.push(PartEntry {
+                offset,
+                length: object.len() as u64 - offset,
+            });
+        }
+        entries.push(StageEntry {
+            relation: stage.relation,
+            stage: stage.stage,
+            worker: stage.worker,
+            parts: list,
+        });
+    }
+    Ok((object, entries))
+}

@@ -1,0 +1,425 @@
+//! The engine as the service sees it: start, create, drop, read, checkpoint, stop.
+//!
+//! # Contract
+//!
+//! * [`Engine::start`] returns once everything that the last checkpoint holds runs again: same state,
+//!   replayed ticks equal to what they were. Items that are in no checkpoint are attached anew.
+//! * [`Engine::create`] returns once the item is attached, its history is applied and a checkpoint
+//!   contains it; before that nothing of it is shown and no sink of it commits.
+//! * [`Engine::read`] gives the contents of several relations at one tick, which is durable.
+
+mod hydrate;
+pub mod minter;
+pub mod shared;
+pub mod sinks;
+mod start;
+mod status;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+use async_trait::async_trait;
+use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
+
+use crate::checkpoint::PartSender;
+use crate::checkpoint::collector::Finished;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ingest::{Signal, lock};
+use crate::plan::{Plan, RelationId, SourcePlan};
+use crate::sink::Sink;
+use crate::source::Source;
+use crate::tick::ReadMark;
+use crate::time::Tick;
+use crate::worker::command::{Command, InputInfo, Progress};
+use minter::Request;
+use shared::{EngineStats, Shared};
+use sinks::SinkStatus;
+
+/// How long a read waits for its tick.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    pub workers: usize,
+    /// Holds the remap log and the checkpoints.
+    pub dir: PathBuf,
+    pub incarnation: u64,
+    pub checkpoint_interval: Duration,
+    /// Default of sinks.
+    pub commit_interval: Duration,
+    /// Rows between a source and the last stateful operator.
+    pub max_rows_in_flight: u64,
+}
+
+/// The metadata the engine needs to be fenced by; the service implements it.
+#[async_trait]
+pub trait Meta: Send + Sync {
+    async fn latest_checkpoint(&self) -> Result<Option<u64>>;
+    /// Moves the pointer if it is `expected` and `incarnation` is still the newest; false = fenced.
+    async fn move_latest_checkpoint(
+        &self,
+        incarnation: u64,
+        expected: Option<u64>,
+        id: u64,
+    ) -> Result<bool>;
+}
+
+#[derive(Debug, Clone)]
+pub struct SourceItem {
+    pub id: RelationId,
+    pub name: String,
+    pub source: Arc<dyn Source>,
+    pub plan: SourcePlan,
+    pub rejected: RelationId,
+    /// A split that is silent this long does not hold back the watermark.
+    pub idle_timeout: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct ViewItem {
+    pub id: RelationId,
+    pub name: String,
+    pub plan: Plan,
+    pub errors: RelationId,
+    pub late: RelationId,
+}
+
+#[derive(Debug, Clone)]
+pub struct SinkItem {
+    pub id: RelationId,
+    pub name: String,
+    pub from: RelationId,
+    pub sink: Arc<dyn Sink>,
+    pub commit_interval: Option<Duration>,
+}
+
+/// What the service asks the engine to run.
+#[derive(Debug, Clone)]
+pub enum Item {
+    Source(SourceItem),
+    View(ViewItem),
+    Sink(SinkItem),
+}
+
+impl Item {
+    pub fn id(&self) -> RelationId {
+        match self {
+            Self::Source(s) => s.id,
+            Self::View(v) => v.id,
+            Self::Sink(s) => s.id,
+        }
+    }
+}
+
+/// Contents of relations at one tick.
+#[derive(Debug)]
+pub struct Read {
+    pub tick: Tick,
+    pub relations: BTreeMap<RelationId, Vec<RecordBatch>>,
+}
+
+#[derive(Debug)]
+enum Running {
+    Source {
+        item: Arc<SourceItem>,
+    },
+    View {
+        item: Arc<ViewItem>,
+        progress: Arc<Progress>,
+        ready: watch::Receiver<bool>,
+    },
+    Sink {
+        item: Arc<SinkItem>,
+        progress: Arc<Progress>,
+        status: Arc<SinkStatus>,
+        confirmed: watch::Sender<bool>,
+    },
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: EngineConfig,
+    signal: Arc<Signal>,
+    shared: Arc<Shared>,
+    requests: std::sync::mpsc::Sender<Request>,
+    parts: PartSender,
+    durable: watch::Receiver<Tick>,
+    items: Mutex<BTreeMap<RelationId, Running>>,
+    /// What a relation offers to those that read it.
+    offers: Mutex<BTreeMap<RelationId, InputInfo>>,
+    next_checkpoint: AtomicU64,
+    checkpointing: AsyncMutex<()>,
+    creating: AsyncMutex<()>,
+    last_checkpoint_tick: AtomicU64,
+    stopped: watch::Sender<bool>,
+    /// Joined when the engine stops.
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+}
+
+/// Handle of the running engine.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+impl Engine {
+    fn ask(&self, request: Request) -> Result<()> {
+        self.inner
+            .requests
+            .send(request)
+            .map_err(|_| Error::unavailable("the engine has stopped"))?;
+        self.inner.signal.raise();
+        Ok(())
+    }
+
+    /// The same command to all workers.
+    fn broadcast(&self, make: impl Fn() -> Command) -> Result<()> {
+        let commands = (0..self.inner.config.workers).map(|_| make()).collect();
+        self.ask(Request::Broadcast(commands))
+    }
+
+    /// Creates a source, a view or a sink. See the module contract.
+    pub async fn create(&self, item: Item) -> Result<()> {
+        let id = item.id();
+        let result = self.create_now(item).await;
+        if result.is_err() {
+            // Nothing half-made stays behind.
+            let _ = self.drop_items(&[id]).await;
+        }
+        result
+    }
+
+    async fn create_now(&self, item: Item) -> Result<()> {
+        let hydrated = {
+            let _one = self.inner.creating.lock().await;
+            match item {
+                Item::Source(item) => {
+                    self.add_source(Arc::new(item))?;
+                    return Ok(());
+                }
+                Item::View(item) => self.start_view(Arc::new(item)).await?,
+                Item::Sink(item) => self.start_sink(Arc::new(item)).await?,
+            }
+        };
+        hydrated
+            .await
+            .unwrap_or_else(|_| Err(Error::unavailable("the engine has stopped")))
+    }
+
+    /// Removes items; the caller has made sure that nothing else reads them.
+    pub async fn drop_items(&self, ids: &[RelationId]) -> Result<()> {
+        {
+            let mut items = lock(&self.inner.items);
+            let mut offers = lock(&self.inner.offers);
+            for id in ids {
+                match items.remove(id) {
+                    Some(Running::Source { item }) => {
+                        offers.remove(&item.rejected);
+                        lock(&self.inner.shared.sources).remove(id);
+                    }
+                    Some(Running::View { item, .. }) => {
+                        offers.remove(&item.errors);
+                        offers.remove(&item.late);
+                    }
+                    Some(Running::Sink { .. }) | None => {}
+                }
+                offers.remove(id);
+            }
+        }
+        self.ask(Request::Drop(ids.into()))
+    }
+
+    /// The contents of relations (views, `$errors`, `$late`, `$rejected`) at one tick.
+    pub async fn read(&self, ids: &[RelationId]) -> Result<Read> {
+        tokio::time::timeout(READ_TIMEOUT, self.read_now(ids))
+            .await
+            .unwrap_or_else(|_| {
+                let mut error =
+                    Error::new(ErrorKind::Unavailable, "the answer did not come in time")
+                        .code("57014");
+                if let Some(laggard) = self.laggard() {
+                    error = error.detail(format!("\"{laggard}\" is behind"));
+                }
+                Err(error)
+            })
+    }
+
+    async fn read_now(&self, ids: &[RelationId]) -> Result<Read> {
+        self.wait_ready(ids).await?;
+        let mut relations: BTreeMap<RelationId, Vec<RecordBatch>> =
+            ids.iter().map(|id| (*id, Vec::new())).collect();
+        let tick;
+        if ids.is_empty() {
+            return Ok(Read {
+                tick: self.inner.shared.last_tick.load(Ordering::Relaxed),
+                relations,
+            });
+        }
+        {
+            let (answer, mut answers) = mpsc::unbounded_channel();
+            self.ask(Request::Read(ReadMark {
+                relations: ids.into(),
+                answer,
+            }))?;
+            let mut outstanding = relations.len() * self.inner.config.workers;
+            let mut frozen = Vec::new();
+            while outstanding > 0 {
+                let Some(part) = answers.recv().await else {
+                    return Err(Error::new(
+                        ErrorKind::Conflict,
+                        "a relation was dropped while it was read",
+                    ));
+                };
+                outstanding -= 1;
+                frozen.push(part);
+            }
+            // The mark was minted before any answer, so the last tick is at or after it.
+            tick = frozen.iter().map(|(t, _, _)| *t).max().unwrap_or_default();
+            let parts = tokio::task::spawn_blocking(move || {
+                frozen
+                    .into_iter()
+                    .map(|(_, id, f)| Ok((id, f.batches(None)?)))
+                    .collect::<Result<Vec<_>>>()
+            })
+            .await
+            .map_err(|e| Error::internal(e.to_string()))??;
+            for (id, batches) in parts {
+                relations.entry(id).or_default().extend(batches);
+            }
+        }
+        self.wait_durable(tick).await?;
+        Ok(Read { tick, relations })
+    }
+
+    /// Waits until views among `ids` have their history.
+    async fn wait_ready(&self, ids: &[RelationId]) -> Result<()> {
+        let mut waits = Vec::new();
+        {
+            let items = lock(&self.inner.items);
+            let offers = lock(&self.inner.offers);
+            for id in ids {
+                if !offers.contains_key(id) {
+                    return Err(
+                        Error::new(ErrorKind::NotFound, "the relation does not run").code("42P01")
+                    );
+                }
+                for running in items.values() {
+                    if let Running::View { item, ready, .. } = running
+                        && (item.id == *id || item.errors == *id || item.late == *id)
+                    {
+                        waits.push(ready.clone());
+                    }
+                }
+            }
+        }
+        for mut ready in waits {
+            ready.wait_for(|r| *r).await.map_err(|_| {
+                Error::new(
+                    ErrorKind::Conflict,
+                    "the view was dropped or could not be started",
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn wait_durable(&self, tick: Tick) -> Result<()> {
+        let mut durable = self.inner.durable.clone();
+        durable
+            .wait_for(|t| *t >= tick)
+            .await
+            .map(|_| ())
+            .map_err(|_| Error::unavailable("the remap log has stopped"))
+    }
+
+    /// Takes a checkpoint now; its id.
+    pub async fn checkpoint(&self) -> Result<u64> {
+        Ok(self.checkpoint_now().await?.id)
+    }
+
+    async fn checkpoint_now(&self) -> Result<Finished> {
+        let _one = self.inner.checkpointing.lock().await;
+        let id = self.inner.next_checkpoint.fetch_add(1, Ordering::Relaxed);
+        let (done, finished) = oneshot::channel();
+        self.ask(Request::Checkpoint { id, done })?;
+        let finished = finished
+            .await
+            .map_err(|_| Error::unavailable("the engine has stopped"))??;
+        let stats = &self.inner.shared.stats;
+        stats.checkpoints.fetch_add(1, Ordering::Relaxed);
+        stats
+            .checkpoint_ms
+            .fetch_add(finished.ms, Ordering::Relaxed);
+        stats
+            .checkpoint_bytes
+            .store(finished.bytes, Ordering::Relaxed);
+        self.inner
+            .last_checkpoint_tick
+            .store(finished.tick, Ordering::Relaxed);
+        // Replay needs only what lies above the checkpoint before this one.
+        self.ask(Request::RollRemap {
+            oldest: finished.oldest,
+        })?;
+        tracing::debug!(
+            id = finished.id,
+            tick = finished.tick,
+            bytes = finished.bytes,
+            ms = finished.ms,
+            "checkpoint"
+        );
+        Ok(finished)
+    }
+
+    /// Final epoch and checkpoint, then the workers end.
+    pub async fn stop(&self) -> Result<()> {
+        let result = self.commit_all().await;
+        let result = match result {
+            Ok(()) => self.checkpoint().await.map(|_| ()),
+            Err(e) => Err(e),
+        };
+        self.inner.stopped.send_replace(true);
+        let _ = self.ask(Request::Stop);
+        let threads = std::mem::take(&mut *lock(&self.inner.threads));
+        let _ =
+            tokio::task::spawn_blocking(move || threads.into_iter().for_each(|t| drop(t.join())))
+                .await;
+        result
+    }
+
+    /// Ends the epoch of every sink that has uncommitted rows and waits a while for the commits.
+    async fn commit_all(&self) -> Result<()> {
+        let mut waits = Vec::new();
+        for running in lock(&self.inner.items).values() {
+            if let Running::Sink { item, status, .. } = running
+                && !status.failed.load(Ordering::Relaxed)
+            {
+                waits.push((item.id, Arc::clone(status)));
+            }
+        }
+        let from = self.inner.shared.last_tick.load(Ordering::Relaxed);
+        for (id, _) in &waits {
+            self.ask(Request::Epoch(*id))?;
+        }
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        for (_, status) in waits {
+            while status.committed.load(Ordering::Relaxed) <= from
+                && tokio::time::Instant::now() < deadline
+            {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn stats(&self) -> EngineStats {
+        self.inner.shared.stats()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,780 @@
+//! The minter: the clock of a data plane. Closes ticks, binds offsets to them, and keeps what is in
+//! flight bounded.
+//!
+//! # Contract
+//!
+//! * Ticks are strictly increasing milliseconds. One is minted when there are rows, a source ended, or
+//!   somebody asked for one (a read, a checkpoint, a sink's epoch); none when nothing happens.
+//! * Under load a tick is not minted while [`TICKS_IN_FLIGHT`] earlier ones are incomplete or
+//!   the row bound is reached: ticks grow instead, and readers block when their queues are full.
+//! * The binding of a tick is appended to the remap log before the tick reaches a worker.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use arrow::compute::concat_batches;
+use tokio::sync::oneshot;
+
+use super::SourceItem;
+use super::shared::{Shared, SourceStatus};
+use crate::checkpoint::collector::{Begin, Finished};
+use crate::checkpoint::manifest::SourceState;
+use crate::checkpoint::{Message, PartSender};
+use crate::delta::{Delta, Diffs};
+use crate::env;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ingest::{Ingest, Prepared, Preparer, Signal, lock, read_to_limit};
+use crate::plan::RelationId;
+use crate::remap::{Binding, RemapLog, SourceBinding};
+use crate::served::rejected_rows;
+use crate::source::{Offsets, Reader};
+use crate::tick::{Marks, ReadMark, TickInfo};
+use crate::time::{END_OF_TIME, NO_WATERMARK, Tick, Watermark};
+use crate::worker::command::{Attach, Command, Progress, WorkerHandle};
+
+/// Ticks that may be incomplete before the next one with rows is minted.
+const TICKS_IN_FLIGHT: usize = 4;
+/// Rows of one source in one tick.
+const ROWS_PER_TICK: usize = 256 * 1024;
+/// Bytes of files and commits waiting in sinks before reading pauses.
+const SINK_BYTES: u64 = 256 << 20;
+/// Bindings that may wait for the disk before minting pauses.
+const UNSYNCED_BYTES: u64 = 64 << 20;
+/// Batches smaller than this are merged before they go to a worker.
+const SMALL_ROWS: usize = 4096;
+
+/// What the rest of the engine asks of the minter.
+#[derive(Debug)]
+pub enum Request {
+    AddSource(Arc<SourceItem>, Option<SourceState>),
+    /// To all workers, between two ticks.
+    Broadcast(Vec<Command>),
+    Attach(AttachRequest),
+    Read(ReadMark),
+    Epoch(RelationId),
+    Checkpoint {
+        id: u64,
+        done: oneshot::Sender<Result<Finished>>,
+    },
+    Drop(Arc<[RelationId]>),
+    /// Bindings up to this tick are not needed any more.
+    RollRemap {
+        oldest: Tick,
+    },
+    Stop,
+}
+
+/// Subscribe a dataflow at the next tick.
+#[derive(Debug)]
+pub struct AttachRequest {
+    pub dataflow: RelationId,
+    pub is_sink: bool,
+    pub fingerprint: u64,
+    pub restored: bool,
+    pub progress: Arc<Progress>,
+    /// Columns it needs of each source.
+    pub wanted: BTreeMap<RelationId, BTreeSet<usize>>,
+    pub answer: oneshot::Sender<Result<Attached>>,
+}
+
+/// Where a dataflow was attached.
+#[derive(Debug)]
+pub struct Attached {
+    pub at: Tick,
+    /// What its sources had bound before `at`; a source that had bound nothing is absent.
+    pub offsets: BTreeMap<RelationId, Offsets>,
+}
+
+#[derive(Debug)]
+struct SourceRun {
+    item: Arc<SourceItem>,
+    ingest: Option<Ingest>,
+    state: SourceState,
+    wanted: BTreeSet<usize>,
+    last_rows: BTreeMap<String, Instant>,
+    turn: usize,
+    status: Arc<SourceStatus>,
+}
+
+#[derive(Debug)]
+struct Attachment {
+    is_sink: bool,
+    fingerprint: u64,
+    progress: Arc<Progress>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Minter {
+    pub workers: Vec<WorkerHandle>,
+    pub remap: RemapLog,
+    pub signal: Arc<Signal>,
+    pub shared: Arc<Shared>,
+    pub parts: PartSender,
+    pub incarnation: u64,
+    pub tick_min: Duration,
+    pub max_rows: u64,
+    last: Tick,
+    last_minted: Instant,
+    sources: BTreeMap<RelationId, SourceRun>,
+    attached: BTreeMap<RelationId, Attachment>,
+    in_flight: VecDeque<(Tick, u64, Instant)>,
+    rows_in_flight: u64,
+    marks: Marks,
+    checkpoints: Vec<(u64, oneshot::Sender<Result<Finished>>)>,
+}
+
+/// Rows of one source for one tick, by worker, and what to bind.
+struct Bound {
+    binding: SourceBinding,
+    rows: Vec<Vec<Delta>>,
+    rejected: Option<Delta>,
+}
+
+impl Minter {
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        workers: Vec<WorkerHandle>,
+        remap: RemapLog,
+        signal: Arc<Signal>,
+        shared: Arc<Shared>,
+        parts: PartSender,
+        incarnation: u64,
+        tick_min: Duration,
+        max_rows: u64,
+        last: Tick,
+    ) -> Self {
+        Self {
+            workers,
+            remap,
+            signal,
+            shared,
+            parts,
+            incarnation,
+            tick_min,
+            max_rows,
+            last,
+            last_minted: Instant::now(),
+            sources: BTreeMap::new(),
+            attached: BTreeMap::new(),
+            in_flight: VecDeque::new(),
+            rows_in_flight: 0,
+            marks: Marks::default(),
+            checkpoints: Vec::new(),
+        }
+    }
+
+    /// Runs until `Stop` or until the engine is gone.
+    pub fn run(mut self, requests: &Receiver<Request>) {
+        loop {
+            loop {
+                match requests.try_recv() {
+                    Ok(Request::Stop) | Err(std::sync::mpsc::TryRecvError::Disconnected) => {
+                        for worker in &self.workers {
+                            worker.send(Command::Stop);
+                        }
+                        return;
+                    }
+                    Ok(request) => self.handle(request),
+                    Err(std::sync::mpsc::TryRecvError::Empty) => break,
+                }
+            }
+            self.settle();
+            for run in self.sources.values() {
+                run.note_trouble();
+            }
+            let asked = self.asked();
+            let rows = self.has_rows();
+            if !asked && !rows {
+                self.signal.wait(None);
+                continue;
+            }
+            if !asked && self.is_full() {
+                // Progress of a worker, a sync or a sink raises the signal or passes within this time.
+                self.signal.wait(Some(Duration::from_millis(20)));
+                continue;
+            }
+            let since = self.last_minted.elapsed();
+            if since < self.tick_min {
+                std::thread::sleep(self.tick_min - since);
+            }
+            let with_rows = !self.is_full();
+            self.mint(with_rows);
+        }
+    }
+
+    fn asked(&self) -> bool {
+        !self.checkpoints.is_empty()
+            || !self.marks.reads.is_empty()
+            || !self.marks.epochs.is_empty()
+    }
+
+    fn has_rows(&self) -> bool {
+        self.sources.values().any(|s| {
+            s.ingest
+                .as_ref()
+                .is_some_and(|i| i.has_data() || (i.ended() && !s.state.ended))
+        })
+    }
+
+    fn is_full(&self) -> bool {
+        self.in_flight.len() >= TICKS_IN_FLIGHT
+            || self.rows_in_flight >= self.max_rows
+            || self.remap.unsynced() >= UNSYNCED_BYTES
+            || self.shared.queued_bytes.load(Ordering::Relaxed) >= SINK_BYTES
+    }
+
+    /// Forgets ticks that all attached dataflows have applied.
+    fn settle(&mut self) {
+        let next = self
+            .attached
+            .values()
+            .map(|a| a.progress.next())
+            .min()
+            .unwrap_or(Tick::MAX);
+        while let Some((tick, rows, at)) = self.in_flight.front().copied()
+            && tick < next
+        {
+            self.in_flight.pop_front();
+            self.rows_in_flight -= rows;
+            self.shared.tick_done(at.elapsed());
+        }
+        self.shared
+            .completed
+            .store(next.min(self.last + 1), Ordering::Relaxed);
+    }
+
+    fn handle(&mut self, request: Request) {
+        match request {
+            Request::AddSource(item, state) => self.add_source(item, state),
+            Request::Broadcast(commands) => {
+                for (worker, command) in self.workers.iter().zip(commands) {
+                    worker.send(command);
+                }
+            }
+            Request::Attach(request) => {
+                let (result, answer) = self.attach(request);
+                // The caller may have given up; the attachment stands until it is dropped.
+                let _ = answer.send(result);
+            }
+            Request::Read(mark) => self.marks.reads.push(mark),
+            Request::Epoch(sink) => self.marks.epochs.push(sink),
+            Request::Checkpoint { id, done } => self.checkpoints.push((id, done)),
+            Request::Drop(ids) => {
+                for id in ids.iter() {
+                    self.sources.remove(id);
+                    self.attached.remove(id);
+                    self.marks.epochs.retain(|s| s != id);
+                }
+                for worker in &self.workers {
+                    worker.send(Command::Drop(Arc::clone(&ids)));
+                }
+            }
+            Request::RollRemap { oldest } => self.remap.roll(self.last + 1, oldest),
+            Request::Stop => {}
+        }
+    }
+
+    /// Makes a source known; it is read once a dataflow needs it.
+    pub fn add_source(&mut self, item: Arc<SourceItem>, state: Option<SourceState>) {
+        let status = self.shared.source_status(item.id);
+        let wanted = state
+            .as_ref()
+            .map(|s| s.wanted.iter().copied().collect())
+            .unwrap_or_default();
+        let mut state = state.unwrap_or(SourceState {
+            watermark: NO_WATERMARK,
+            ..SourceState::default()
+        });
+        if state.ended {
+            state.watermark = END_OF_TIME;
+        }
+        status.update(&state);
+        let run = SourceRun {
+            item: Arc::clone(&item),
+            ingest: None,
+            state,
+            wanted,
+            last_rows: BTreeMap::new(),
+            turn: 0,
+            status,
+        };
+        self.sources.insert(item.id, run);
+    }
+
+    /// Watermarks of all sources that were started, as of the last tick.
+    pub fn watermarks(&self) -> BTreeMap<RelationId, Watermark> {
+        self.sources
+            .iter()
+            .map(|(id, s)| (*id, s.state.watermark))
+            .collect()
+    }
+
+    fn attach(
+        &mut self,
+        request: AttachRequest,
+    ) -> (Result<Attached>, oneshot::Sender<Result<Attached>>) {
+        let AttachRequest {
+            dataflow,
+            is_sink,
+            fingerprint,
+            restored,
+            progress,
+            wanted,
+            answer,
+        } = request;
+        let at = self.last + 1;
+        let mut offsets = BTreeMap::new();
+        let mut fresh = BTreeSet::new();
+        for (source, columns) in &wanted {
+            let Some(run) = self.sources.get_mut(source) else {
+                continue;
+            };
+            if run.state.splits.is_empty() && !run.state.ended {
+                fresh.insert(*source);
+            } else {
+                offsets.insert(*source, run.offsets());
+            }
+            if let Err(e) = run.need(columns, &self.signal) {
+                return (Err(e), answer);
+            }
+        }
+        self.attached.insert(
+            dataflow,
+            Attachment {
+                is_sink,
+                fingerprint,
+                progress,
+            },
+        );
+        let attach = Attach {
+            dataflow,
+            at,
+            fresh: Arc::new(fresh),
+            restored,
+        };
+        for worker in &self.workers {
+            worker.send(Command::Attach(attach.clone()));
+        }
+        (Ok(Attached { at, offsets }), answer)
+    }
+
+    /// Attaches a restored dataflow, before anything runs.
+    pub fn attach_restored(
+        &mut self,
+        dataflow: RelationId,
+        is_sink: bool,
+        fingerprint: u64,
+        progress: Arc<Progress>,
+    ) {
+        self.attached.insert(
+            dataflow,
+            Attachment {
+                is_sink,
+                fingerprint,
+                progress,
+            },
+        );
+        let attach = Attach {
+            dataflow,
+            at: self.last + 1,
+            fresh: Arc::default(),
+            restored: true,
+        };
+        for worker in &self.workers {
+            worker.send(Command::Attach(attach.clone()));
+        }
+    }
+
+    fn mint(&mut self, with_rows: bool) {
+        let tick = env::now_ms().max(self.last + 1);
+        let width = self.workers.len();
+        let mut binding = Binding {
+            tick,
+            incarnation: self.incarnation,
+            sources: BTreeMap::new(),
+        };
+        let mut bound = Vec::new();
+        if with_rows {
+            for (id, run) in &mut self.sources {
+                if let Some(b) = run.bind(width) {
+                    binding.sources.insert(*id, b.binding.clone());
+                    bound.push((*id, b));
+                }
+            }
+        }
+        self.remap.append(&binding);
+        env::failpoint("reclock.publish.after");
+        self.publish(tick, bound);
+        self.last_minted = Instant::now();
+    }
+
+    /// Hands a bound tick with its marks to the workers.
+    fn publish(&mut self, tick: Tick, bound: Vec<(RelationId, Bound)>) {
+        let mut marks = std::mem::take(&mut self.marks);
+        let mut waiting = std::mem::take(&mut self.checkpoints);
+        if !waiting.is_empty() {
+            let (id, done) = waiting.remove(0);
+            self.checkpoints = waiting;
+            marks.checkpoint = Some(id);
+            let begin = Begin {
+                id,
+                tick,
+                sources: self
+                    .sources
+                    .iter()
+                    .map(|(id, s)| (*id, s.snapshot()))
+                    .collect(),
+                views: self
+                    .attached
+                    .iter()
+                    .filter(|(_, a)| !a.is_sink)
+                    .map(|(id, a)| (*id, a.fingerprint))
+                    .collect(),
+                sinks: self
+                    .attached
+                    .iter()
+                    .filter(|(_, a)| a.is_sink)
+                    .map(|(id, _)| *id)
+                    .collect(),
+                started: Instant::now(),
+                done,
+            };
+            let _ = self.parts.0.send(Message::Begin(Box::new(begin)));
+        }
+        let info = Arc::new(TickInfo {
+            tick,
+            watermarks: self.watermarks(),
+            marks,
+        });
+        let mut rows: Vec<Vec<(RelationId, Delta)>> = vec![Vec::new(); self.workers.len()];
+        let mut rejected = Vec::new();
+        let mut count = 0;
+        for (id, b) in bound {
+            for (worker, deltas) in b.rows.into_iter().enumerate() {
+                for delta in deltas {
+                    count += delta.len() as u64;
+                    rows[worker].push((id, delta));
+                }
+            }
+            rejected.extend(b.rejected.map(|r| (id, r)));
+        }
+        let mut rejected = Some(rejected);
+        for (worker, rows) in self.workers.iter().zip(rows) {
+            worker.send(Command::Tick {
+                info: Arc::clone(&info),
+                rows,
+                // Rejected records live on the first worker.
+                rejected: rejected.take().unwrap_or_default(),
+            });
+        }
+        self.last = tick;
+        self.shared.last_tick.store(tick, Ordering::Relaxed);
+        self.in_flight.push_back((tick, count, Instant::now()));
+        self.rows_in_flight += count;
+    }
+
+    /// Replays a binding: reads exactly its offsets and publishes it as it was.
+    pub fn replay(
+        &mut self,
+        binding: &Binding,
+        readers: &mut BTreeMap<RelationId, Replay>,
+    ) -> Result<()> {
+        let width = self.workers.len();
+        let mut bound = Vec::new();
+        for (id, source) in &binding.sources {
+            // A source nobody had attached to at the checkpoint starts anew.
+            let (Some(run), Some(replay)) = (self.sources.get_mut(id), readers.get_mut(id)) else {
+                continue;
+            };
+            let limit = Offsets(
+                source
+                    .splits
+                    .iter()
+                    .map(|(s, (end, _))| (s.clone(), *end))
+                    .collect(),
+            );
+            let mut chunks = Vec::new();
+            read_to_limit(
+                &mut replay.readers,
+                &mut replay.preparer,
+                &limit,
+                &|| false,
+                |c| chunks.push(c),
+            )?;
+            let mut b = run.collect(chunks, width);
+            if (b.binding.rows, b.binding.rejected) != (source.rows, source.rejected) {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    format!(
+                        "source \"{}\" does not repeat what it delivered before",
+                        run.item.name
+                    ),
+                )
+                .detail(format!(
+                    "tick {} held {} rows and {} rejected records, now {} and {}",
+                    binding.tick, source.rows, source.rejected, b.binding.rows, b.binding.rejected
+                ))
+                .hint("drop and create the source and what depends on it"));
+            }
+            b.binding = source.clone();
+            run.adopt(&b.binding);
+            bound.push((*id, b));
+        }
+        // The same record again, so that the log of this incarnation is whole by itself.
+        self.remap.append(binding);
+        while self.is_full() {
+            self.signal.wait(Some(Duration::from_millis(20)));
+            self.settle();
+        }
+        self.publish(binding.tick, bound);
+        Ok(())
+    }
+
+    /// Opens the readers of restored sources at the checkpoint's offsets.
+    pub fn open_for_replay(&self) -> Result<BTreeMap<RelationId, Replay>> {
+        let mut open = BTreeMap::new();
+        for (id, run) in &self.sources {
+            if run.wanted.is_empty() || run.state.ended {
+                continue;
+            }
+            open.insert(*id, run.open()?);
+        }
+        Ok(open)
+    }
+
+    /// Lets the restored sources run on.
+    pub fn go_live(&mut self, replays: BTreeMap<RelationId, Replay>) -> Result<()> {
+        for (id, replay) in replays {
+            if let Some(run) = self.sources.get_mut(&id)
+                && !run.state.ended
+            {
+                run.start(replay, &self.signal)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Readers of a source, positioned, and how their chunks become rows.
+pub struct Replay {
+    pub readers: Vec<Box<dyn Reader>>,
+    pub preparer: Preparer,
+}
+
+impl SourceRun {
+    fn offsets(&self) -> Offsets {
+        Offsets(
+            self.state
+                .splits
+                .iter()
+                .map(|(s, (end, _))| (s.clone(), *end))
+                .collect(),
+        )
+    }
+
+    fn snapshot(&self) -> SourceState {
+        SourceState {
+            wanted: self.wanted.iter().copied().collect(),
+            ..self.state.clone()
+        }
+    }
+
+    fn preparer(&self) -> Result<Preparer> {
+        let wanted: Vec<usize> = self.wanted.iter().copied().collect();
+        Preparer::new(self.item.source.as_ref(), &self.item.plan, &wanted)
+    }
+
+    fn open(&self) -> Result<Replay> {
+        let preparer = self.preparer()?;
+        let readers = self
+            .item
+            .source
+            .open(&self.offsets(), &preparer.projection)?;
+        Ok(Replay { readers, preparer })
+    }
+
+    fn start(&mut self, replay: Replay, signal: &Arc<Signal>) -> Result<()> {
+        let mut first = Some(replay.preparer);
+        let ingest = Ingest::start(
+            &self.item.name,
+            replay.readers,
+            || first.take().map_or_else(|| self.preparer(), Ok),
+            Arc::clone(signal),
+        )?;
+        self.ingest = Some(ingest);
+        Ok(())
+    }
+
+    /// Reads these columns from the next tick on. Growing means reading again from what is bound:
+    /// what was read ahead lacks the new columns.
+    fn need(&mut self, columns: &BTreeSet<usize>, signal: &Arc<Signal>) -> Result<()> {
+        let grown =
+            !columns.is_subset(&self.wanted) || (self.wanted.is_empty() && self.ingest.is_none());
+        if !grown && (self.ingest.is_some() || self.state.ended) {
+            return Ok(());
+        }
+        self.wanted.extend(columns);
+        if self.state.ended {
+            return Ok(());
+        }
+        self.ingest = None;
+        let replay = self.open()?;
+        self.start(replay, signal)
+    }
+
+    /// Shows what ails the readers.
+    fn note_trouble(&self) {
+        let Some(ingest) = &self.ingest else { return };
+        let (trouble, failed) = ingest.trouble();
+        self.status
+            .failed
+            .store(failed.is_some(), Ordering::Relaxed);
+        *lock(&self.status.trouble) = failed.map(|e| e.message).or(trouble);
+    }
+
+    /// Takes what was read ahead; `None` when nothing moved.
+    fn bind(&mut self, workers: usize) -> Option<Bound> {
+        let ingest = self.ingest.as_ref()?;
+        let chunks = ingest.take(ROWS_PER_TICK);
+        let ended = ingest.ended() && !self.state.ended;
+        if chunks.is_empty() && !ended {
+            return None;
+        }
+        let now = Instant::now();
+        for chunk in &chunks {
+            self.last_rows.insert(chunk.split.to_string(), now);
+        }
+        let mut bound = self.collect(chunks, workers);
+        for (split, moved) in &bound.binding.splits {
+            self.state.splits.insert(split.clone(), *moved);
+        }
+        bound.binding.ended = ended || self.state.ended;
+        bound.binding.watermark = if bound.binding.ended {
+            END_OF_TIME
+        } else if self.item.source.watermark_while_running() {
+            self.watermark(now).max(self.state.watermark)
+        } else {
+            NO_WATERMARK
+        };
+        let binding = bound.binding.clone();
+        self.adopt(&binding);
+        Some(bound)
+    }
+
+    /// Minimum over splits; one that was silent for the idle time-out does not hold the others back.
+    /// The result is what is recorded, so replay needs no clock.
+    fn watermark(&self, now: Instant) -> Watermark {
+        let idle = self.item.idle_timeout;
+        let newest = self.last_rows.values().max().copied();
+        self.state
+            .splits
+            .iter()
+            .filter(|(split, _)| {
+                self.last_rows
+                    .get(*split)
+                    .is_none_or(|at| now.duration_since(*at) < idle || Some(*at) == newest)
+            })
+            .map(|(_, (_, watermark))| *watermark)
+            .min()
+            .unwrap_or(NO_WATERMARK)
+    }
+
+    fn adopt(&mut self, binding: &SourceBinding) {
+        for (split, moved) in &binding.splits {
+            self.state.splits.insert(split.clone(), *moved);
+        }
+        self.state.watermark = binding.watermark;
+        self.state.ended = binding.ended;
+        self.state.rows += binding.rows;
+        self.state.rejected += binding.rejected;
+        self.status.update(&self.state);
+    }
+
+    /// Chunks to rows by worker. Batches go round the workers; equal offsets give equal rows, which
+    /// worker gets them does not matter.
+    fn collect(&mut self, chunks: Vec<Prepared>, workers: usize) -> Bound {
+        let mut binding = SourceBinding {
+            watermark: self.state.watermark,
+            ..SourceBinding::default()
+        };
+        let mut by_worker: Vec<Vec<Delta>> = vec![Vec::new(); workers];
+        let mut rejected = Vec::new();
+        for chunk in chunks {
+            let before = self
+                .state
+                .splits
+                .get(&*chunk.split)
+                .map_or(NO_WATERMARK, |s| s.1);
+            let entry = binding
+                .splits
+                .entry(chunk.split.to_string())
+                .or_insert((chunk.end, before));
+            entry.0 = chunk.end;
+            entry.1 = entry.1.max(chunk.watermark);
+            self.status.bytes.fetch_add(chunk.bytes, Ordering::Relaxed);
+            if let Some(remaining) = chunk.remaining {
+                lock(&self.status.remaining).insert(chunk.split.to_string(), remaining);
+            }
+            rejected.extend(chunk.rejected);
+            if let Some(delta) = chunk.delta {
+                binding.rows += delta.len() as u64;
+                by_worker[self.turn % workers].push(delta);
+                self.turn += 1;
+            }
+        }
+        binding.rejected = rejected.len() as u64;
+        let rows = by_worker.into_iter().map(merge_small).collect();
+        Bound {
+            binding,
+            rows,
+            rejected: rejected_rows(&rejected),
+        }
+    }
+}
+
+/// Merges runs of small batches, so that operators see thousands of rows, not dozens.
+fn merge_small(deltas: Vec<Delta>) -> Vec<Delta> {
+    let mut merged = Vec::with_capacity(deltas.len());
+    let mut small: Vec<Delta> = Vec::new();
+    let mut rows = 0;
+    for delta in deltas {
+        if delta.len() >= SMALL_ROWS {
+            merged.extend(merge(std::mem::take(&mut small)));
+            rows = 0;
+            merged.push(delta);
+            continue;
+        }
+        rows += delta.len();
+        small.push(delta);
+        if rows >= SMALL_ROWS {
+            merged.extend(merge(std::mem::take(&mut small)));
+            rows = 0;
+        }
+    }
+    merged.extend(merge(small));
+    merged
+}
+
+fn merge(mut deltas: Vec<Delta>) -> Option<Delta> {
+    if deltas.len() <= 1 {
+        return deltas.pop();
+    }
+    let schema = deltas[0].batch.schema();
+    let batch =
+        concat_batches(&schema, deltas.iter().map(|d| &d.batch)).expect("batches of one source");
+    let diffs = if deltas.iter().all(|d| d.diffs.is_ones()) {
+        Diffs::Ones
+    } else {
+        Diffs::from_vec(
+            deltas
+                .iter()
+                .flat_map(|d| (0..d.len()).map(|i| d.diffs.get(i)))
+                .collect(),
+        )
+    };
+    Some(Delta { batch, diffs })
+}

@@ -1,0 +1,339 @@
+//! The tasks of a sink: one writer per worker, one committer.
+//!
+//! # Protocol
+//!
+//! A writer writes the rows it is given and, at a mark, closes its files. The committer's task gathers
+//! the closed files of all workers for a mark. At a checkpoint mark it hands all files that are not
+//! committed to the collector; at an epoch mark it commits them, once the ticks are durable in the
+//! remap log and the sink itself is part of a checkpoint.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
+
+use super::minter::Request;
+use super::shared::Shared;
+use crate::checkpoint::manifest::SinkState;
+use crate::checkpoint::{Message, PartSender};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ingest::{Signal, lock};
+use crate::plan::RelationId;
+use crate::sink::{Committable, Committer, Sink, Writer};
+use crate::time::Tick;
+use crate::worker::command::WriterMessage;
+
+/// What a sink shows of itself.
+#[derive(Debug, Default)]
+pub struct SinkStatus {
+    pub committed: AtomicU64,
+    pub rows: AtomicU64,
+    pub bytes: AtomicU64,
+    /// Rows written since the last epoch mark was asked for.
+    pub fresh: AtomicBool,
+    pub trouble: Mutex<Option<String>>,
+    pub failed: AtomicBool,
+}
+
+/// The ways to a running sink.
+#[derive(Debug)]
+pub struct RunningSink {
+    pub writers: Vec<UnboundedSender<WriterMessage>>,
+    /// What the destination already holds.
+    pub skip_below: Tick,
+    pub status: Arc<SinkStatus>,
+    /// Set once the sink is part of a checkpoint.
+    pub confirmed: watch::Sender<bool>,
+}
+
+/// What the tasks of a sink need of the engine.
+#[derive(Debug, Clone)]
+pub struct SinkContext {
+    pub workers: usize,
+    pub incarnation: u64,
+    pub shared: Arc<Shared>,
+    pub parts: PartSender,
+    pub durable: watch::Receiver<Tick>,
+    pub requests: std::sync::mpsc::Sender<Request>,
+    pub signal: Arc<Signal>,
+}
+
+struct Closed {
+    upper: Tick,
+    epoch: bool,
+    checkpoint: Option<u64>,
+    committables: Vec<Committable>,
+}
+
+/// Starts the tasks of a sink; `restored` is its part of the checkpoint.
+pub async fn start(
+    id: RelationId,
+    sink: Arc<dyn Sink>,
+    interval: Duration,
+    restored: Option<SinkState>,
+    context: SinkContext,
+) -> Result<RunningSink> {
+    let mut committer = sink.committer(context.incarnation).await?;
+    let there = committer.frontier().await?;
+    let state = restored.clone().unwrap_or_default();
+    let committed = there.unwrap_or(0).max(state.committed);
+    // Each file was closed at a mark, so it lies wholly below or wholly at and above the frontier.
+    let pending: Vec<Committable> = state
+        .pending
+        .into_iter()
+        .filter(|c| c.upper > committed)
+        .collect();
+    let status = Arc::new(SinkStatus::default());
+    status.committed.store(committed, Ordering::Relaxed);
+    status.rows.store(state.rows, Ordering::Relaxed);
+    status.fresh.store(!pending.is_empty(), Ordering::Relaxed);
+    let (closed_sender, closed) = unbounded_channel();
+    let (confirmed, confirmed_receiver) = watch::channel(restored.is_some());
+    let mut writers = Vec::new();
+    for worker in 0..context.workers {
+        let writer = sink.writer(worker, context.incarnation).await?;
+        let (sender, receiver) = unbounded_channel();
+        writers.push(sender);
+        tokio::spawn(write(
+            writer,
+            receiver,
+            closed_sender.clone(),
+            Arc::clone(&status),
+            Arc::clone(&context.shared.queued_bytes),
+            Arc::clone(&context.signal),
+            committed,
+        ));
+    }
+    tokio::spawn(ask_for_epochs(
+        id,
+        interval,
+        Arc::downgrade(&status),
+        context.clone(),
+    ));
+    let task = CommitTask {
+        id,
+        committer,
+        committed,
+        pending,
+        status: Arc::clone(&status),
+        confirmed: confirmed_receiver,
+        context,
+    };
+    tokio::spawn(task.run(closed));
+    Ok(RunningSink {
+        writers,
+        skip_below: committed,
+        status,
+        confirmed,
+    })
+}
+
+async fn write(
+    mut writer: Box<dyn Writer>,
+    mut messages: UnboundedReceiver<WriterMessage>,
+    closed: UnboundedSender<Closed>,
+    status: Arc<SinkStatus>,
+    queued: Arc<AtomicU64>,
+    signal: Arc<Signal>,
+    mut lower: Tick,
+) {
+    while let Some(message) = messages.recv().await {
+        match message {
+            WriterMessage::Write { tick, delta } => {
+                let bytes = delta.bytes() as u64;
+                let mut patience = Patience::default();
+                while let Err(e) = writer.write(tick, &delta.batch, &delta.diffs).await {
+                    patience.wait(&status, &e).await;
+                }
+                patience.over(&status);
+                status.rows.fetch_add(delta.len() as u64, Ordering::Relaxed);
+                status.bytes.fetch_add(bytes, Ordering::Relaxed);
+                status.fresh.store(true, Ordering::Relaxed);
+                queued.fetch_sub(bytes, Ordering::Relaxed);
+                signal.raise();
+            }
+            WriterMessage::Close {
+                upper,
+                epoch,
+                checkpoint,
+            } => {
+                let mut patience = Patience::default();
+                let committables = loop {
+                    match writer.close(lower, upper).await {
+                        Ok(committables) => break committables,
+                        Err(e) => patience.wait(&status, &e).await,
+                    }
+                };
+                patience.over(&status);
+                lower = upper;
+                if closed
+                    .send(Closed {
+                        upper,
+                        epoch,
+                        checkpoint,
+                        committables,
+                    })
+                    .is_err()
+                {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Trouble of a writer. It is tried again while the destination is unavailable; another error stops
+/// the sink but not the engine: the sink is shown as failed and goes on trying slowly, so that nothing
+/// is lost once it is mended.
+#[derive(Default)]
+struct Patience {
+    tries: u32,
+}
+
+impl Patience {
+    async fn wait(&mut self, status: &SinkStatus, e: &Error) {
+        status
+            .failed
+            .store(e.kind != ErrorKind::Unavailable, Ordering::Relaxed);
+        *lock(&status.trouble) = Some(describe(e));
+        tracing::error!(error = %e, "a sink cannot write");
+        let pause = Duration::from_millis(200) * 2u32.pow(self.tries.min(6));
+        self.tries += 1;
+        tokio::time::sleep(pause.min(Duration::from_secs(10))).await;
+    }
+    fn over(&self, status: &SinkStatus) {
+        if self.tries > 0 {
+            lock(&status.trouble).take();
+            status.failed.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Every interval, if rows were written, a tick is marked as the end of the sink's epoch.
+async fn ask_for_epochs(
+    id: RelationId,
+    interval: Duration,
+    status: std::sync::Weak<SinkStatus>,
+    context: SinkContext,
+) {
+    let mut timer = tokio::time::interval(interval.max(Duration::from_millis(10)));
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        timer.tick().await;
+        let Some(status) = status.upgrade() else {
+            return;
+        };
+        if status.fresh.swap(false, Ordering::Relaxed) {
+            if context.requests.send(Request::Epoch(id)).is_err() {
+                return;
+            }
+            context.signal.raise();
+        }
+    }
+}
+
+struct CommitTask {
+    id: RelationId,
+    committer: Box<dyn Committer>,
+    committed: Tick,
+    /// Closed and not committed, in order.
+    pending: Vec<Committable>,
+    status: Arc<SinkStatus>,
+    confirmed: watch::Receiver<bool>,
+    context: SinkContext,
+}
+
+impl CommitTask {
+    async fn run(mut self, mut closed: UnboundedReceiver<Closed>) {
+        // Marks come in order from each worker, so the lowest mark completes first.
+        let mut open: BTreeMap<Tick, Vec<Closed>> = BTreeMap::new();
+        while let Some(part) = closed.recv().await {
+            let upper = part.upper;
+            let parts = open.entry(upper).or_default();
+            parts.push(part);
+            if parts.len() < self.context.workers {
+                continue;
+            }
+            let parts = open.remove(&upper).unwrap_or_default();
+            let (epoch, checkpoint) = (parts[0].epoch, parts[0].checkpoint);
+            self.pending
+                .extend(parts.into_iter().flat_map(|p| p.committables));
+            if let Some(checkpoint) = checkpoint {
+                let state = SinkState {
+                    committed: self.committed,
+                    pending: self.pending.clone(),
+                    rows: self.status.rows.load(Ordering::Relaxed),
+                };
+                let message = Message::Sink {
+                    checkpoint,
+                    sink: self.id,
+                    state,
+                };
+                let _ = self.context.parts.0.send(message);
+            }
+            if epoch {
+                if *self.confirmed.borrow() {
+                    self.commit(upper).await;
+                } else {
+                    // Not part of a checkpoint yet: the next epoch takes these files along.
+                    self.status.fresh.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    async fn commit(&mut self, upper: Tick) {
+        let started = Instant::now();
+        let stopped = self
+            .context
+            .durable
+            .wait_for(|t| *t >= upper - 1)
+            .await
+            .is_err();
+        if stopped {
+            return;
+        }
+        let mut pause = Duration::from_millis(200);
+        loop {
+            match self
+                .committer
+                .commit(self.committed, upper, &self.pending)
+                .await
+            {
+                Ok(()) => break,
+                Err(e) => {
+                    let failed = e.kind != ErrorKind::Unavailable;
+                    *lock(&self.status.trouble) = Some(describe(&e));
+                    self.status.failed.store(failed, Ordering::Relaxed);
+                    tracing::error!(sink = %self.id, error = %e, "a commit failed");
+                    if failed {
+                        // The files stay in checkpoints; a restart looks again.
+                        return;
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(10));
+                }
+            }
+        }
+        self.pending.clear();
+        self.committed = upper;
+        self.status.committed.store(upper, Ordering::Relaxed);
+        self.status.failed.store(false, Ordering::Relaxed);
+        lock(&self.status.trouble).take();
+        let stats = &self.context.shared.stats;
+        stats.commits.fetch_add(1, Ordering::Relaxed);
+        stats
+            .commit_ms
+            .fetch_add(started.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+}
+
+fn describe(e: &Error) -> String {
+    match &e.detail {
+        Some(detail) => format!("{} ({detail})", e.message),
+        None => e.message.clone(),
+    }
+}

@@ -1,0 +1,485 @@
+//! Starting: find the last good checkpoint, restore it, replay the bindings after it, go live.
+//!
+//! # Protocol
+//!
+//! 1. Read `latest`; verify its manifest and objects. If they are damaged, the checkpoint before it is
+//!    used (its bindings are still in the remap log).
+//! 2. Start the workers; make sources known; install and attach everything the manifest holds, with
+//!    its state; attach sinks at what their destinations hold.
+//! 3. Replay the bindings above the checkpoint's tick: equal offsets, equal ticks, equal watermarks.
+//! 4. Let the sources run; attach what no checkpoint holds.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
+
+use super::minter::{Minter, Request};
+use super::shared::Shared;
+use super::{
+    Engine, EngineConfig, Inner, Item, Meta, Running, SinkItem, SourceItem, ViewItem, sinks,
+};
+use crate::checkpoint::PartSender;
+use crate::checkpoint::RestoredDataflow;
+use crate::checkpoint::collector::Collector;
+use crate::checkpoint::manifest::CheckpointManifest;
+use crate::checkpoint::store::CheckpointStore;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ingest::{Signal, lock};
+use crate::plan::RelationId;
+use crate::remap::{self, RemapLog};
+use crate::tick::TickInfo;
+use crate::time::Tick;
+use crate::worker;
+use crate::worker::command::{AddSource, Body, Command, Install, Progress, WorkerHandle};
+
+/// The shortest time between two ticks.
+const TICK_MIN: std::time::Duration = std::time::Duration::from_millis(10);
+
+/// What a checkpoint holds, by dataflow.
+type State = BTreeMap<RelationId, Arc<RestoredDataflow>>;
+
+struct Found {
+    manifest: Option<CheckpointManifest>,
+    state: State,
+    latest: Option<u64>,
+    kept: Vec<(u64, Tick)>,
+    next_id: u64,
+}
+
+/// Step 1.
+async fn find(store: &CheckpointStore, meta: &dyn Meta) -> Result<Found> {
+    let latest = meta.latest_checkpoint().await?;
+    let ids = store.list().await?;
+    let next_id = ids
+        .iter()
+        .copied()
+        .chain(latest)
+        .max()
+        .map_or(1, |id| id + 1);
+    let Some(newest) = latest else {
+        return Ok(Found {
+            manifest: None,
+            state: State::new(),
+            latest,
+            kept: Vec::new(),
+            next_id,
+        });
+    };
+    let mut candidates: Vec<u64> = ids.into_iter().filter(|id| *id <= newest).collect();
+    if !candidates.contains(&newest) {
+        candidates.push(newest);
+    }
+    let mut damage = None;
+    let mut kept = Vec::new();
+    let mut found = None;
+    for id in candidates.into_iter().rev().take(2) {
+        let restored = match store.manifest(id).await {
+            Ok(manifest) => {
+                if found.is_some() {
+                    kept.push((id, manifest.tick));
+                    continue;
+                }
+                store
+                    .restore(&manifest)
+                    .await
+                    .map(|state| (manifest, state))
+            }
+            Err(e) => Err(e),
+        };
+        match restored {
+            Ok((manifest, state)) => {
+                kept.push((id, manifest.tick));
+                let state = state.into_iter().map(|(id, s)| (id, Arc::new(s))).collect();
+                found = Some((manifest, state));
+            }
+            Err(e) if found.is_some() => {
+                tracing::warn!(error = %e, "an older checkpoint cannot be read")
+            }
+            Err(e) => {
+                tracing::error!(error = %e, checkpoint = id, "a checkpoint cannot be used");
+                damage = Some(e);
+            }
+        }
+    }
+    match found {
+        Some((manifest, state)) => Ok(Found {
+            manifest: Some(manifest),
+            state,
+            latest,
+            kept,
+            next_id,
+        }),
+        // Never start from nothing when there was something.
+        None => Err(damage.unwrap_or_else(|| {
+            Error::new(
+                ErrorKind::Corrupt,
+                format!("checkpoint {newest} is missing"),
+            )
+            .hint("restore the data directory from a backup")
+        })),
+    }
+}
+
+struct Workers {
+    handles: Vec<WorkerHandle>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+/// Step 2, first half: the timely workers, each waiting for commands.
+fn start_workers(count: usize, parts: PartSender) -> Result<Workers> {
+    let mut senders = Vec::new();
+    let mut receivers: Vec<Option<Receiver<Command>>> = Vec::new();
+    for _ in 0..count {
+        let (sender, receiver) = channel();
+        senders.push(sender);
+        receivers.push(Some(receiver));
+    }
+    let receivers = Mutex::new(receivers);
+    let parts = Mutex::new(parts);
+    let (up, ups) = channel();
+    let up = Mutex::new(up);
+    let thread = std::thread::Builder::new()
+        .name("workers".into())
+        .spawn(move || {
+            let guards = timely::execute(timely::Config::process(count), move |timely_worker| {
+                let index = timely_worker.index();
+                let receiver = lock(&receivers)[index]
+                    .take()
+                    .expect("each worker starts once");
+                let parts = lock(&parts).clone();
+                let _ = lock(&up).send((index, std::thread::current()));
+                worker::run(timely_worker, &receiver, parts);
+            });
+            match guards {
+                Ok(guards) => drop(guards.join()),
+                Err(e) => tracing::error!(error = %e, "the workers could not be started"),
+            }
+        })
+        .map_err(|e| Error::unavailable(e.to_string()))?;
+    let mut threads: BTreeMap<usize, std::thread::Thread> = BTreeMap::new();
+    for _ in 0..count {
+        let (index, thread) = ups
+            .recv()
+            .map_err(|_| Error::internal("a worker did not start"))?;
+        threads.insert(index, thread);
+    }
+    let handles = senders
+        .into_iter()
+        .zip(threads.into_values())
+        .map(|(sender, thread)| WorkerHandle { sender, thread })
+        .collect();
+    Ok(Workers { handles, thread })
+}
+
+impl Engine {
+    /// Starts the engine with what the catalog lists. See [`super`].
+    pub async fn start(
+        config: EngineConfig,
+        meta: Arc<dyn Meta>,
+        items: Vec<Item>,
+    ) -> Result<Self> {
+        let store = CheckpointStore::local(config.dir.clone())?;
+        let found = find(&store, meta.as_ref()).await?;
+        let remap_dir = config.dir.join("remap");
+        let bindings = match &found.manifest {
+            Some(manifest) => remap::read(&remap_dir, manifest.tick)?,
+            None => {
+                remap::clear(&remap_dir)?;
+                Vec::new()
+            }
+        };
+        let base = found.manifest.as_ref().map_or(0, |m| m.tick);
+        let remap = RemapLog::open(&remap_dir, base)?;
+        let (part_sender, part_receiver) = mpsc::unbounded_channel();
+        let parts = PartSender(part_sender);
+        let workers = start_workers(config.workers, parts.clone())?;
+        let signal = Arc::new(Signal::default());
+        let shared = Arc::new(Shared::default());
+        let (requests, request_receiver) = channel();
+        let durable = remap.durable();
+        let collector = Collector {
+            workers: config.workers,
+            incarnation: config.incarnation,
+            store,
+            meta,
+            durable: durable.clone(),
+            kept: found.kept.clone(),
+            latest: found.latest,
+        };
+        tokio::spawn(collector.run(part_receiver));
+        let minter = Minter::new(
+            workers.handles.clone(),
+            remap,
+            Arc::clone(&signal),
+            Arc::clone(&shared),
+            parts.clone(),
+            config.incarnation,
+            TICK_MIN,
+            config.max_rows_in_flight,
+            base,
+        );
+        let inner = Inner {
+            config,
+            signal,
+            shared,
+            requests,
+            parts,
+            durable,
+            items: Mutex::new(BTreeMap::new()),
+            offers: Mutex::new(BTreeMap::new()),
+            next_checkpoint: AtomicU64::new(found.next_id),
+            checkpointing: AsyncMutex::new(()),
+            creating: AsyncMutex::new(()),
+            last_checkpoint_tick: AtomicU64::new(base),
+            stopped: watch::channel(false).0,
+            threads: Mutex::new(vec![workers.thread]),
+        };
+        let engine = Self {
+            inner: Arc::new(inner),
+        };
+        let later = engine
+            .restore(minter, request_receiver, &found, bindings, items)
+            .await?;
+        for item in later {
+            // Attached anew, in the background: readiness does not wait for history.
+            let engine = engine.clone();
+            let hydrated = match item {
+                Item::Source(item) => engine
+                    .add_source(Arc::new(item))
+                    .map(|()| tokio::sync::oneshot::channel().1),
+                Item::View(item) => engine.start_view(Arc::new(item)).await,
+                Item::Sink(item) => engine.start_sink(Arc::new(item)).await,
+            };
+            if let Err(e) = hydrated {
+                tracing::error!(error = %e, "an item could not be started");
+            }
+        }
+        engine.checkpoint_regularly();
+        Ok(engine)
+    }
+
+    /// Steps 2 to 4; the items that no checkpoint holds.
+    async fn restore(
+        &self,
+        mut minter: Minter,
+        requests: Receiver<Request>,
+        found: &Found,
+        bindings: Vec<remap::Binding>,
+        items: Vec<Item>,
+    ) -> Result<Vec<Item>> {
+        let mut later = Vec::new();
+        for item in items {
+            match (item, &found.manifest) {
+                (Item::Source(source), manifest) => {
+                    let source = Arc::new(source);
+                    self.restore_source(&mut minter, &source, manifest.as_ref(), &found.state);
+                }
+                (Item::View(view), Some(manifest)) if manifest.views.contains_key(&view.id) => {
+                    if manifest.views[&view.id] != view.plan.fingerprint {
+                        // The plan means something else now: its state does not fit, it is built again.
+                        tracing::warn!(view = %view.name, "the plan has changed, the view is built again");
+                        later.push(Item::View(view));
+                        continue;
+                    }
+                    if self.inputs(&super::hydrate::wanted(&view.plan)).is_err() {
+                        // What it reads is built again, so it is too.
+                        later.push(Item::View(view));
+                        continue;
+                    }
+                    self.restore_view(&mut minter, Arc::new(view), &found.state)?;
+                }
+                (Item::Sink(sink), Some(manifest)) if manifest.sinks.contains_key(&sink.id) => {
+                    if self.offer(sink.from).is_err() {
+                        // Its table holds what the old plan gave; going on would mix the two.
+                        tracing::error!(sink = %sink.name, "what the sink reads is built again: drop the sink and create it anew");
+                        continue;
+                    }
+                    self.restore_sink(&mut minter, Arc::new(sink), manifest)
+                        .await?;
+                }
+                (other, _) => later.push(other),
+            }
+        }
+        if let Some(manifest) = &found.manifest {
+            let watermarks = manifest
+                .sources
+                .iter()
+                .map(|(id, s)| (*id, s.watermark))
+                .collect();
+            let seed = Arc::new(TickInfo {
+                tick: manifest.tick,
+                watermarks,
+                ..TickInfo::default()
+            });
+            for worker in &minter.workers {
+                worker.send(Command::Seed(Arc::clone(&seed)));
+            }
+        }
+        let run = move || -> Result<()> {
+            let mut readers = minter.open_for_replay()?;
+            if !bindings.is_empty() {
+                tracing::info!(
+                    ticks = bindings.len(),
+                    "replaying the ticks after the checkpoint"
+                );
+            }
+            for binding in &bindings {
+                minter.replay(binding, &mut readers)?;
+                crate::env::failpoint("recover.mid_replay");
+            }
+            minter.go_live(readers)?;
+            std::thread::Builder::new()
+                .name("minter".into())
+                .spawn(move || minter.run(&requests))
+                .map_err(|e| Error::unavailable(e.to_string()))?;
+            Ok(())
+        };
+        tokio::task::spawn_blocking(run)
+            .await
+            .map_err(|e| Error::internal(e.to_string()))??;
+        Ok(later)
+    }
+
+    fn restore_source(
+        &self,
+        minter: &mut Minter,
+        source: &Arc<SourceItem>,
+        manifest: Option<&CheckpointManifest>,
+        state: &State,
+    ) {
+        self.register_source(source);
+        let position = manifest.and_then(|m| m.sources.get(&source.id)).cloned();
+        minter.add_source(Arc::clone(source), position);
+        let add = Arc::new(AddSource {
+            id: source.id,
+            rejected: source.rejected,
+            restored: state.get(&source.id).cloned(),
+        });
+        for worker in &minter.workers {
+            worker.send(Command::AddSource(Arc::clone(&add)));
+        }
+    }
+
+    fn restore_view(&self, minter: &mut Minter, item: Arc<ViewItem>, state: &State) -> Result<()> {
+        let inputs = self.inputs(&super::hydrate::wanted(&item.plan))?;
+        self.register_view(&item, &inputs);
+        let progress = Arc::new(Progress::new(
+            minter.workers.len(),
+            Progress::PORTS,
+            Arc::clone(&self.inner.signal),
+        ));
+        let install = Arc::new(Install {
+            id: item.id,
+            name: item.name.clone(),
+            body: Body::View {
+                plan: item.plan.clone(),
+                errors: item.errors,
+                late: item.late,
+            },
+            inputs,
+            restored: Some(state.get(&item.id).cloned().unwrap_or_default()),
+            progress: Arc::clone(&progress),
+        });
+        for worker in &minter.workers {
+            worker.send(Command::Install(Arc::clone(&install)));
+        }
+        minter.attach_restored(item.id, false, item.plan.fingerprint, Arc::clone(&progress));
+        let ready = watch::channel(true).1;
+        lock(&self.inner.items).insert(
+            item.id,
+            Running::View {
+                item,
+                progress,
+                ready,
+            },
+        );
+        Ok(())
+    }
+
+    async fn restore_sink(
+        &self,
+        minter: &mut Minter,
+        item: Arc<SinkItem>,
+        manifest: &CheckpointManifest,
+    ) -> Result<()> {
+        let columns = self.offer(item.from)?.schema.fields().len();
+        let inputs = self.inputs(&BTreeMap::from([(item.from, (0..columns).collect())]))?;
+        let interval = item
+            .commit_interval
+            .unwrap_or(self.inner.config.commit_interval);
+        let state = manifest.sinks.get(&item.id).cloned();
+        let running = sinks::start(
+            item.id,
+            Arc::clone(&item.sink),
+            interval,
+            state,
+            self.sink_context(),
+        )
+        .await?;
+        let progress = Arc::new(Progress::new(
+            minter.workers.len(),
+            1,
+            Arc::clone(&self.inner.signal),
+        ));
+        let install = Arc::new(Install {
+            id: item.id,
+            name: item.name.clone(),
+            body: Body::Sink {
+                from: item.from,
+                writers: running.writers,
+                skip_below: running.skip_below,
+                queued_bytes: Arc::clone(&self.inner.shared.queued_bytes),
+            },
+            inputs,
+            restored: Some(Arc::default()),
+            progress: Arc::clone(&progress),
+        });
+        for worker in &minter.workers {
+            worker.send(Command::Install(Arc::clone(&install)));
+        }
+        minter.attach_restored(item.id, true, 0, Arc::clone(&progress));
+        lock(&self.inner.items).insert(
+            item.id,
+            Running::Sink {
+                item,
+                progress,
+                status: running.status,
+                confirmed: running.confirmed,
+            },
+        );
+        Ok(())
+    }
+
+    /// A checkpoint per interval, if anything was minted since the last one.
+    fn checkpoint_regularly(&self) {
+        let engine = self.clone();
+        let mut stopped = self.inner.stopped.subscribe();
+        tokio::spawn(async move {
+            let mut timer = tokio::time::interval(engine.inner.config.checkpoint_interval);
+            timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            timer.tick().await;
+            loop {
+                tokio::select! {
+                    _ = timer.tick() => {}
+                    _ = stopped.wait_for(|s| *s) => return,
+                }
+                let last = engine.inner.shared.last_tick.load(Ordering::Relaxed);
+                if last <= engine.inner.last_checkpoint_tick.load(Ordering::Relaxed) {
+                    continue;
+                }
+                match engine.checkpoint_now().await {
+                    Ok(_) => {}
+                    Err(e) if e.kind == ErrorKind::Conflict => {
+                        // Another server owns the data now; going on could only do harm.
+                        tracing::error!(error = %e, "this server was fenced and ends");
+                        std::process::exit(3);
+                    }
+                    Err(e) => tracing::error!(error = %e, "no checkpoint could be taken"),
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,143 @@
+//! What runs, and how it is doing.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::shared::Status;
+use super::{Engine, Running};
+use crate::ingest::lock;
+use crate::plan::RelationId;
+use crate::time::{NO_WATERMARK, Tick};
+use crate::worker::command::{Counters, Progress};
+
+fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+impl Engine {
+    /// All sources, views and sinks.
+    pub fn status(&self) -> Vec<Status> {
+        let last = get(&self.inner.shared.last_tick);
+        lock(&self.inner.items)
+            .iter()
+            .map(|(id, running)| match running {
+                Running::Source { item } => self.source_status(*id, &item.name, last),
+                Running::View {
+                    item,
+                    progress,
+                    ready,
+                } => {
+                    let state = if *ready.borrow() {
+                        "running"
+                    } else {
+                        "hydrating"
+                    };
+                    Status {
+                        state,
+                        ..flow_status(*id, &item.name, "view", progress, last)
+                    }
+                }
+                Running::Sink {
+                    item,
+                    progress,
+                    status,
+                    confirmed,
+                } => {
+                    let trouble = lock(&status.trouble).clone();
+                    let state = match (&trouble, status.failed.load(Ordering::Relaxed)) {
+                        (_, true) => "failed",
+                        (Some(_), false) => "retrying",
+                        (None, false) if *confirmed.borrow() => "running",
+                        (None, false) => "hydrating",
+                    };
+                    Status {
+                        state,
+                        last_error: trouble,
+                        rows_out: get(&status.rows),
+                        bytes_out: get(&status.bytes),
+                        committed: Some(get(&status.committed)).filter(|t| *t > 0),
+                        ..flow_status(*id, &item.name, "sink", progress, last)
+                    }
+                }
+            })
+            .collect()
+    }
+
+    fn source_status(&self, id: RelationId, name: &str, last: Tick) -> Status {
+        let status = self.inner.shared.source_status(id);
+        let state = lock(&status.state).clone();
+        let trouble = lock(&status.trouble).clone();
+        let phase = if status.failed.load(Ordering::Relaxed) {
+            "failed"
+        } else if state.ended {
+            "finished"
+        } else if trouble.is_some() {
+            "retrying"
+        } else if state.splits.is_empty() {
+            "idle"
+        } else {
+            "running"
+        };
+        let remaining = lock(&status.remaining);
+        let lag_offsets = (!remaining.is_empty()).then(|| remaining.values().sum());
+        Status {
+            id,
+            name: name.to_string(),
+            kind: "source",
+            state: phase,
+            frontier: last + 1,
+            watermark: (state.watermark != NO_WATERMARK).then_some(state.watermark),
+            lag_ms: 0,
+            lag_offsets,
+            rows_in: state.rows,
+            rows_out: state.rows,
+            bytes_in: get(&status.bytes),
+            bytes_out: 0,
+            state_rows: 0,
+            state_bytes: 0,
+            late_rows: 0,
+            rejected_rows: state.rejected,
+            error_rows: 0,
+            last_error: trouble,
+            offsets: state
+                .splits
+                .into_iter()
+                .map(|(split, (end, _))| (split, end))
+                .collect(),
+            committed: None,
+        }
+    }
+}
+
+fn flow_status(
+    id: RelationId,
+    name: &str,
+    kind: &'static str,
+    progress: &Progress,
+    last: Tick,
+) -> Status {
+    let next = progress.next();
+    let counters = &progress.counters;
+    let (state_rows, state_bytes) = counters.state();
+    Status {
+        id,
+        name: name.to_string(),
+        kind,
+        state: "running",
+        frontier: next,
+        watermark: None,
+        lag_ms: (last + 1).saturating_sub(next.min(last + 1)),
+        lag_offsets: None,
+        rows_in: get(&counters.rows_in),
+        rows_out: get(&counters.rows_out),
+        bytes_in: get(&counters.bytes_in),
+        bytes_out: get(&counters.bytes_out),
+        state_rows,
+        state_bytes,
+        late_rows: get(&counters.late_rows),
+        rejected_rows: Counters::get(&counters.rejected_rows),
+        error_rows: get(&counters.error_rows),
+        last_error: None,
+        offsets: std::collections::BTreeMap::new(),
+        committed: None,
+    }
+}

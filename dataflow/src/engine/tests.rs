@@ -1,0 +1,439 @@
+//! The engine as a whole, with a source of integers and sinks in memory: attach, read, sinks, restart.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arrow::array::{AsArray, Int64Array, RecordBatch};
+use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
+use async_trait::async_trait;
+use datafusion::logical_expr::Operator;
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::{BinaryExpr, Column, lit};
+
+use super::*;
+use crate::delta::Diffs;
+use crate::error::Result;
+use crate::plan::{MapStep, Node, OnError, Op};
+use crate::sink::{Committable, Committer, Writer};
+use crate::source::{Chunk, Offsets, Polled, Reader};
+
+fn schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![Field::new("x", DataType::Int64, true)]))
+}
+
+/// Yields 0, 1, 2, … up to what is available; ends at `end`.
+#[derive(Debug)]
+struct Numbers {
+    available: Arc<AtomicU64>,
+    end: u64,
+}
+
+struct NumbersReader {
+    at: u64,
+    available: Arc<AtomicU64>,
+    end: u64,
+}
+
+impl Source for Numbers {
+    fn schema(&self) -> SchemaRef {
+        schema()
+    }
+    fn open(&self, start: &Offsets, _projection: &[usize]) -> Result<Vec<Box<dyn Reader>>> {
+        let at = start.0.get("0").copied().unwrap_or(0);
+        Ok(vec![Box::new(NumbersReader {
+            at,
+            available: Arc::clone(&self.available),
+            end: self.end,
+        })])
+    }
+    fn bounded(&self) -> bool {
+        true
+    }
+    fn append_only(&self) -> bool {
+        true
+    }
+}
+
+impl Reader for NumbersReader {
+    fn poll(&mut self, limit: Option<&Offsets>, wait: Duration) -> Result<Polled> {
+        let top = self.available.load(Ordering::SeqCst);
+        let mut to = top.min(self.at + 100);
+        if let Some(limit) = limit {
+            let limit = limit.0.get("0").copied().unwrap_or(0);
+            if self.at >= limit {
+                return Ok(Polled::AtLimit);
+            }
+            to = to.min(limit);
+        }
+        if self.at >= self.end {
+            return Ok(Polled::End);
+        }
+        if to <= self.at {
+            std::thread::sleep(wait.min(Duration::from_millis(2)));
+            return Ok(Polled::Idle);
+        }
+        let column = Int64Array::from_iter_values((self.at..to).map(|x| x as i64));
+        self.at = to;
+        Ok(Polled::Chunk(Chunk {
+            split: "0".into(),
+            end: to,
+            batch: RecordBatch::try_new(schema(), vec![Arc::new(column)]).expect("one column"),
+            diffs: None,
+            rejected: Vec::new(),
+            bytes: 8,
+            remaining: Some(top - to),
+        }))
+    }
+}
+
+#[derive(Debug, Default)]
+struct TestMeta(Mutex<Option<u64>>);
+
+#[async_trait]
+impl Meta for TestMeta {
+    async fn latest_checkpoint(&self) -> Result<Option<u64>> {
+        Ok(*lock(&self.0))
+    }
+    async fn move_latest_checkpoint(&self, _: u64, expected: Option<u64>, id: u64) -> Result<bool> {
+        let mut latest = lock(&self.0);
+        let same = *latest == expected;
+        if same {
+            *latest = Some(id);
+        }
+        Ok(same)
+    }
+}
+
+/// A destination in memory: rows and the frontier, moved together.
+#[derive(Debug, Default)]
+struct Destination(Mutex<(Vec<i64>, Option<Tick>)>);
+
+#[derive(Debug)]
+struct MemorySink(Arc<Destination>);
+
+struct MemoryWriter(Vec<i64>);
+struct MemoryCommitter(Arc<Destination>);
+
+#[async_trait]
+impl Sink for MemorySink {
+    fn accepts_retractions(&self) -> bool {
+        false
+    }
+    async fn writer(&self, _worker: usize, _incarnation: u64) -> Result<Box<dyn Writer>> {
+        Ok(Box::new(MemoryWriter(Vec::new())))
+    }
+    async fn committer(&self, _incarnation: u64) -> Result<Box<dyn Committer>> {
+        Ok(Box::new(MemoryCommitter(Arc::clone(&self.0))))
+    }
+}
+
+#[async_trait]
+impl Writer for MemoryWriter {
+    async fn write(&mut self, _tick: Tick, batch: &RecordBatch, _diffs: &Diffs) -> Result<()> {
+        self.0
+            .extend(batch.column(0).as_primitive::<Int64Type>().values());
+        Ok(())
+    }
+    async fn close(&mut self, lower: Tick, upper: Tick) -> Result<Vec<Committable>> {
+        if self.0.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = std::mem::take(&mut self.0);
+        let payload = rows.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Ok(vec![Committable {
+            lower,
+            upper,
+            rows: rows.len() as u64,
+            bytes: 0,
+            payload,
+        }])
+    }
+}
+
+#[async_trait]
+impl Committer for MemoryCommitter {
+    async fn frontier(&mut self) -> Result<Option<Tick>> {
+        Ok(lock(&self.0.0).1)
+    }
+    async fn commit(
+        &mut self,
+        _lower: Tick,
+        upper: Tick,
+        committables: &[Committable],
+    ) -> Result<()> {
+        let mut there = lock(&self.0.0);
+        for committable in committables {
+            let rows = committable.payload.chunks(8);
+            there
+                .0
+                .extend(rows.map(|b| i64::from_le_bytes(b.try_into().expect("eight bytes"))));
+        }
+        there.1 = Some(upper);
+        Ok(())
+    }
+}
+
+struct Bed {
+    dir: tempfile::TempDir,
+    meta: Arc<TestMeta>,
+    available: Arc<AtomicU64>,
+    destination: Arc<Destination>,
+}
+
+impl Bed {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().expect("dir"),
+            meta: Arc::default(),
+            available: Arc::default(),
+            destination: Arc::default(),
+        }
+    }
+    async fn start(&self, workers: usize, items: Vec<Item>) -> Engine {
+        let config = EngineConfig {
+            workers,
+            dir: self.dir.path().to_path_buf(),
+            incarnation: 1,
+            checkpoint_interval: Duration::from_secs(3600),
+            commit_interval: Duration::from_millis(20),
+            max_rows_in_flight: 100_000,
+        };
+        let meta: Arc<dyn Meta> = Arc::clone(&self.meta) as _;
+        Engine::start(config, meta, items).await.expect("starts")
+    }
+    fn source(&self, end: u64) -> Item {
+        Item::Source(SourceItem {
+            id: RelationId(1),
+            name: "numbers".into(),
+            source: Arc::new(Numbers {
+                available: Arc::clone(&self.available),
+                end,
+            }),
+            plan: SourcePlan {
+                columns: vec![Arc::new(Column::new("x", 0))],
+                schema: schema(),
+                watermark: None,
+            },
+            rejected: RelationId(2),
+            idle_timeout: Duration::from_secs(10),
+        })
+    }
+    fn sink(&self, id: u64, from: u64) -> Item {
+        Item::Sink(SinkItem {
+            id: RelationId(id),
+            name: "out".into(),
+            from: RelationId(from),
+            sink: Arc::new(MemorySink(Arc::clone(&self.destination))),
+            commit_interval: None,
+        })
+    }
+}
+
+/// Numbers of `from` that are divisible by `by`.
+fn divisible(id: u64, from: u64, by: i64) -> Item {
+    let x: Arc<dyn PhysicalExpr> = Arc::new(Column::new("x", 0));
+    let modulo = Arc::new(BinaryExpr::new(x, Operator::Modulo, lit(by)));
+    let filter = Arc::new(BinaryExpr::new(modulo, Operator::Eq, lit(0i64)));
+    let node = |op| Node {
+        op,
+        schema: schema(),
+        append_only: true,
+    };
+    let nodes = vec![
+        node(Op::Input {
+            relation: RelationId(from),
+            columns: vec![0],
+        }),
+        node(Op::Map {
+            input: 0,
+            steps: vec![MapStep::Filter(filter)],
+        }),
+    ];
+    Item::View(ViewItem {
+        id: RelationId(id),
+        name: format!("v{id}"),
+        plan: Plan {
+            nodes,
+            append_only: true,
+            fingerprint: id,
+            on_error: OnError::Continue,
+        },
+        errors: RelationId(id + 1),
+        late: RelationId(id + 2),
+    })
+}
+
+async fn numbers(engine: &Engine, id: u64) -> Vec<i64> {
+    let read = engine.read(&[RelationId(id)]).await.expect("reads");
+    let mut all: Vec<i64> = read.relations[&RelationId(id)]
+        .iter()
+        .flat_map(|b| b.column(0).as_primitive::<Int64Type>().values().to_vec())
+        .collect();
+    all.sort_unstable();
+    all
+}
+
+fn expect(below: u64, by: i64) -> Vec<i64> {
+    (0..below as i64).filter(|x| x % by == 0).collect()
+}
+
+/// Waits until the source has bound everything below `rows`.
+async fn bound(engine: &Engine, rows: u64) {
+    loop {
+        let status = engine.status();
+        let source = status
+            .iter()
+            .find(|s| s.kind == "source")
+            .expect("a source");
+        assert!(source.last_error.is_none(), "{:?}", source.last_error);
+        if source.offsets.get("0").copied().unwrap_or(0) >= rows {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("runtime")
+}
+
+#[test]
+fn views_before_midway_and_after_the_data_agree() {
+    for workers in [1, 2, 3] {
+        runtime().block_on(async {
+            let bed = Bed::new();
+            let engine = bed.start(workers, Vec::new()).await;
+            engine.create(bed.source(10_000)).await.expect("source");
+            engine.create(divisible(10, 1, 2)).await.expect("before");
+            engine
+                .create(divisible(20, 10, 3))
+                .await
+                .expect("view over view");
+            bed.available.store(5_000, Ordering::SeqCst);
+            bound(&engine, 1_000).await;
+            engine
+                .create(divisible(30, 1, 6))
+                .await
+                .expect("midway, over the source");
+            engine
+                .create(divisible(40, 20, 2))
+                .await
+                .expect("midway, over a view");
+            bed.available.store(10_000, Ordering::SeqCst);
+            bound(&engine, 10_000).await;
+            engine.create(divisible(50, 1, 6)).await.expect("after");
+            engine
+                .create(divisible(60, 40, 1))
+                .await
+                .expect("after, over a view");
+            assert_eq!(numbers(&engine, 10).await, expect(10_000, 2));
+            for id in [20, 30, 40, 50, 60] {
+                assert_eq!(
+                    numbers(&engine, id).await,
+                    expect(10_000, 6),
+                    "view {id}, {workers} workers"
+                );
+            }
+            engine.stop().await.expect("stops");
+        });
+    }
+}
+
+#[test]
+fn a_restart_goes_on_with_other_workers_and_the_sink_has_each_row_once() {
+    runtime().block_on(async {
+        let bed = Bed::new();
+        let items = || vec![bed.source(9_000), divisible(10, 1, 3), bed.sink(20, 10)];
+        let engine = bed.start(2, Vec::new()).await;
+        bed.available.store(2_000, Ordering::SeqCst);
+        for item in items() {
+            engine.create(item).await.expect("creates");
+        }
+        for (round, workers) in [1, 3, 2].into_iter().enumerate() {
+            let more = 2_000 * (round as u64 + 2);
+            bed.available.store(more, Ordering::SeqCst);
+            let engine = if round == 0 {
+                engine.clone()
+            } else {
+                bed.start(workers, items()).await
+            };
+            bound(&engine, more - 500).await;
+            if round == 1 {
+                // Not a stop: the engine is left as a crash leaves it, with bindings after the checkpoint.
+                engine.checkpoint().await.expect("checkpoint");
+                bound(&engine, more).await;
+                let _ = numbers(&engine, 10).await;
+                engine.ask(Request::Stop).expect("runs");
+            } else {
+                assert_eq!(numbers(&engine, 10).await.first(), Some(&0));
+                engine.stop().await.expect("stops");
+            }
+        }
+        bed.available.store(9_000, Ordering::SeqCst);
+        let engine = bed.start(1, items()).await;
+        bound(&engine, 9_000).await;
+        assert_eq!(numbers(&engine, 10).await, expect(9_000, 3));
+        engine.stop().await.expect("stops");
+        let mut rows = lock(&bed.destination.0).0.clone();
+        rows.sort_unstable();
+        assert_eq!(rows, expect(9_000, 3));
+    });
+}
+
+#[test]
+fn dropped_views_free_their_names_and_others_go_on() {
+    runtime().block_on(async {
+        let bed = Bed::new();
+        let engine = bed.start(2, Vec::new()).await;
+        engine.create(bed.source(u64::MAX)).await.expect("source");
+        engine.create(divisible(10, 1, 2)).await.expect("view");
+        engine.create(divisible(20, 1, 5)).await.expect("view");
+        bed.available.store(1_000, Ordering::SeqCst);
+        bound(&engine, 1_000).await;
+        engine.drop_items(&[RelationId(10)]).await.expect("drops");
+        assert_eq!(
+            engine.read(&[RelationId(10)]).await.expect_err("gone").code,
+            "42P01"
+        );
+        bed.available.store(2_000, Ordering::SeqCst);
+        bound(&engine, 2_000).await;
+        assert_eq!(numbers(&engine, 20).await, expect(2_000, 5));
+        engine.stop().await.expect("stops");
+    });
+}
+
+#[test]
+fn a_damaged_checkpoint_is_noticed_and_the_one_before_is_used() {
+    runtime().block_on(async {
+        let bed = Bed::new();
+        let items = || vec![bed.source(u64::MAX), divisible(10, 1, 2)];
+        let engine = bed.start(1, Vec::new()).await;
+        for item in items() {
+            engine.create(item).await.expect("creates");
+        }
+        bed.available.store(500, Ordering::SeqCst);
+        bound(&engine, 500).await;
+        engine.checkpoint().await.expect("checkpoint");
+        bed.available.store(1_000, Ordering::SeqCst);
+        bound(&engine, 1_000).await;
+        let last = engine.checkpoint().await.expect("checkpoint");
+        let _ = numbers(&engine, 10).await;
+        engine.ask(Request::Stop).expect("runs");
+        let object = bed
+            .dir
+            .path()
+            .join(format!("checkpoints/{last:012}/worker-0"));
+        let mut bytes = std::fs::read(&object).expect("the object");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&object, bytes).expect("writes");
+        let engine = bed.start(1, items()).await;
+        assert_eq!(numbers(&engine, 10).await, expect(1_000, 2));
+        engine.stop().await.expect("stops");
+    });
+}

@@ -1,0 +1,177 @@
+//! Contents of a relation that only grows: its batches, as they came.
+//!
+//! Small batches are merged like the digits of a binary counter: each row is copied a logarithmic
+//! number of times until its batch is full, and few small batches exist at any moment.
+
+use std::sync::Arc;
+
+use arrow::array::{RecordBatch, UInt32Array};
+use arrow::compute::{concat_batches, take_record_batch};
+use arrow::datatypes::{Schema, SchemaRef};
+
+use super::map::build;
+use super::nullable;
+use crate::delta::{Delta, Diffs};
+use crate::error::{Error, Result};
+use crate::key::Share;
+use crate::state::{Part, PartData, Stateful, StoredData, StoredPart};
+
+/// Batches of this many rows are not merged any further.
+const FULL_ROWS: usize = 65_536;
+const PART: &str = "runs";
+
+/// Rows that never vanish.
+#[derive(Debug)]
+pub struct Runs {
+    schema: SchemaRef,
+    batches: Vec<Arc<RecordBatch>>,
+    rows: u64,
+    share: Share,
+}
+
+impl Runs {
+    pub fn new(schema: &Schema, share: Share) -> Self {
+        Self {
+            schema: nullable(schema),
+            batches: Vec::new(),
+            rows: 0,
+            share,
+        }
+    }
+
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+    pub fn len(&self) -> u64 {
+        self.rows
+    }
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// Adds the rows of a tick.
+    pub fn apply(&mut self, deltas: &[Delta]) -> Result<()> {
+        for delta in deltas {
+            self.push(&inserted(delta)?)?;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, batch: &RecordBatch) -> Result<()> {
+        if batch.num_rows() == 0 {
+            return Ok(());
+        }
+        self.rows += batch.num_rows() as u64;
+        let mut last = build(&self.schema, batch.columns().to_vec(), batch.num_rows());
+        while let Some(previous) = self.batches.last()
+            && previous.num_rows() <= 2 * last.num_rows()
+            && previous.num_rows() + last.num_rows() <= FULL_ROWS
+        {
+            last = concat_batches(&self.schema, [&**previous, &last])
+                .map_err(|e| Error::internal(format!("batches cannot be merged: {e}")))?;
+            self.batches.pop();
+        }
+        self.batches.push(Arc::new(last));
+        Ok(())
+    }
+
+    /// The rows as they are now.
+    pub fn freeze_rows(&self) -> FrozenRuns {
+        FrozenRuns {
+            schema: Arc::clone(&self.schema),
+            rows: self.rows,
+            batches: self.batches.iter().map(Arc::clone).collect(),
+        }
+    }
+}
+
+/// The rows of a delta, each as often as it appears.
+fn inserted(delta: &Delta) -> Result<RecordBatch> {
+    let Diffs::Each(diffs) = &delta.diffs else {
+        return Ok(delta.batch.clone());
+    };
+    let mut indices = Vec::with_capacity(diffs.len());
+    for (row, diff) in diffs.iter().enumerate() {
+        let copies = usize::try_from(*diff)
+            .map_err(|_| Error::internal("a row was retracted from an append-only relation"))?;
+        indices.extend(std::iter::repeat_n(row as u32, copies));
+    }
+    take_record_batch(&delta.batch, &UInt32Array::from(indices))
+        .map_err(|e| Error::internal(format!("rows cannot be repeated: {e}")))
+}
+
+impl Stateful for Runs {
+    fn freeze(&mut self) -> Vec<Part> {
+        let batches = self.batches.iter().map(|batch| RecordBatch::clone(batch));
+        vec![Part {
+            name: PART.to_string(),
+            data: PartData::Batches(batches.collect()),
+        }]
+    }
+    fn restore(&mut self, parts: &[StoredPart]) -> Result<()> {
+        // Any worker may hold any batch; each takes every n-th, counted over all parts.
+        let mut number = 0;
+        for part in parts.iter().filter(|part| part.name == PART) {
+            let StoredData::Batches(blocks) = &part.data else {
+                return Err(Error::internal("stored runs hold no batches"));
+            };
+            for block in blocks {
+                if number % self.share.workers == self.share.worker {
+                    self.push(&StoredPart::read_batch(block)?)?;
+                }
+                number += 1;
+            }
+        }
+        Ok(())
+    }
+    fn rows(&self) -> u64 {
+        self.rows
+    }
+    fn bytes(&self) -> u64 {
+        let bytes = self
+            .batches
+            .iter()
+            .map(|batch| batch.get_array_memory_size());
+        bytes.sum::<usize>() as u64
+    }
+}
+
+/// Rows of [`Runs`] at one moment.
+#[derive(Debug, Clone)]
+pub struct FrozenRuns {
+    schema: SchemaRef,
+    rows: u64,
+    batches: Arc<[Arc<RecordBatch>]>,
+}
+
+impl FrozenRuns {
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+    pub fn len(&self) -> u64 {
+        self.rows
+    }
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+    /// Number of pieces that can be read apart.
+    pub fn chunks(&self) -> usize {
+        self.batches.len()
+    }
+    pub(super) fn chunk(
+        &self,
+        chunk: usize,
+        projection: Option<&[usize]>,
+        schema: &SchemaRef,
+    ) -> RecordBatch {
+        let batch = &self.batches[chunk];
+        let columns = match projection {
+            None => batch.columns().to_vec(),
+            Some(projection) => projection
+                .iter()
+                .map(|c| Arc::clone(batch.column(*c)))
+                .collect(),
+        };
+        build(schema, columns, batch.num_rows())
+    }
+}

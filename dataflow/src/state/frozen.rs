@@ -1,0 +1,98 @@
+//! A view of keyed state that later writes do not change.
+
+use std::sync::Arc;
+
+use super::page::Page;
+
+/// Rows of a [`super::KeyedState`] as they were at [`super::KeyedState::freeze`]. Cheap to clone; may
+/// go to other threads.
+#[derive(Debug, Clone, Default)]
+pub struct Frozen {
+    /// Ascending by group; none is empty.
+    pub(super) groups: Arc<[FrozenGroup]>,
+    pub(super) chained: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct FrozenGroup {
+    pub(super) group: u8,
+    pub(super) rows: u64,
+    pub(super) pages: Vec<Arc<Page>>,
+}
+
+/// A stored row: hash, key, value.
+pub type StateRow<'a> = (u64, &'a [u8], &'a [u8]);
+
+impl Frozen {
+    pub fn len(&self) -> u64 {
+        self.groups.iter().map(|group| group.rows).sum()
+    }
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+    /// Several rows per key; each value then begins with the row's multiplicity.
+    pub fn is_chained(&self) -> bool {
+        self.chained
+    }
+    /// The key groups that hold rows, ascending.
+    pub fn groups(&self) -> impl Iterator<Item = u8> {
+        self.groups.iter().map(|group| group.group)
+    }
+    /// Number of rows of a group.
+    pub fn group_len(&self, group: u8) -> u64 {
+        self.find(group).map_or(0, |group| group.rows)
+    }
+    /// Rows of a group, in the order in which they lie in the pages.
+    pub fn group_rows(&self, group: u8) -> impl Iterator<Item = StateRow<'_>> {
+        let pages = self.find(group).map_or(&[][..], |group| &group.pages);
+        pages.iter().flat_map(|page| page.iter())
+    }
+    /// All rows, group by group.
+    pub fn iter(&self) -> impl Iterator<Item = StateRow<'_>> {
+        let pages = self.groups.iter().flat_map(|group| &group.pages);
+        pages.flat_map(|page| page.iter())
+    }
+
+    /// The rows in pieces of about `rows` rows each, page by page.
+    pub fn chunks(&self, rows: usize) -> Vec<Self> {
+        let mut chunks = Vec::new();
+        let (mut pending, mut pending_rows) = (Vec::<FrozenGroup>::new(), 0);
+        for group in self.groups.iter() {
+            for page in &group.pages {
+                let count = page.rows() as u64;
+                match pending.last_mut().filter(|last| last.group == group.group) {
+                    Some(last) => {
+                        last.rows += count;
+                        last.pages.push(Arc::clone(page));
+                    }
+                    None => pending.push(FrozenGroup {
+                        group: group.group,
+                        rows: count,
+                        pages: vec![Arc::clone(page)],
+                    }),
+                }
+                pending_rows += count;
+                if pending_rows >= rows as u64 {
+                    chunks.push(std::mem::take(&mut pending));
+                    pending_rows = 0;
+                }
+            }
+        }
+        if !pending.is_empty() {
+            chunks.push(pending);
+        }
+        let chained = self.chained;
+        let chunk = |groups: Vec<_>| Self {
+            groups: groups.into(),
+            chained,
+        };
+        chunks.into_iter().map(chunk).collect()
+    }
+
+    fn find(&self, group: u8) -> Option<&FrozenGroup> {
+        let at = self
+            .groups
+            .binary_search_by_key(&group, |group| group.group);
+        at.ok().map(|at| &self.groups[at])
+    }
+}

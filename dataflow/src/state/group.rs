@@ -1,0 +1,409 @@
+//! One key group: an index of (tag, address) over pages of rows.
+//!
+//! A row's address is page number and slot. The index holds 32 bits of the hash beside the address,
+//! so that a miss, and growing the index, touch no page.
+//!
+//! In *chained* state a key has many rows, linked through their slots, the index pointing at the first;
+//! a second index finds one exact row by its own hash. A chained row's value begins with its
+//! multiplicity, which is never zero. *Growing* state is chained without the second index: equal rows
+//! stand side by side, and none is taken out.
+
+use std::sync::Arc;
+
+use hashbrown::HashTable;
+
+use super::Kind;
+use super::page::{Links, NONE, PAGE_BYTES, Page, SLOT_BITS};
+use crate::key::hash_bytes;
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    tag: u32,
+    address: u32,
+}
+
+#[derive(Debug)]
+struct Held {
+    page: Arc<Page>,
+    /// One bit per slot written since the bits were last taken.
+    dirty: Vec<u64>,
+    /// The page stands in `open`.
+    open: bool,
+}
+
+impl Held {
+    /// The first page of a group begins small, the others will be filled.
+    fn new(chained: bool, first: bool) -> Self {
+        let bytes = if first { 0 } else { PAGE_BYTES };
+        Self {
+            page: Arc::new(Page::new(chained, bytes)),
+            dirty: Vec::new(),
+            open: true,
+        }
+    }
+    fn mark(&mut self, slot: u32) {
+        let word = slot as usize / 64;
+        if word >= self.dirty.len() {
+            self.dirty.resize(word + 1, 0);
+        }
+        self.dirty[word] |= 1 << (slot % 64);
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Group {
+    index: HashTable<Entry>,
+    /// Exact rows, in chained state only.
+    exact: HashTable<Entry>,
+    pages: Vec<Held>,
+    /// Pages with room, the last one is tried first.
+    open: Vec<u32>,
+    rows: u64,
+    kind: Kind,
+}
+
+/// Spreads a tag over the bits that the table uses.
+#[inline]
+fn spread(tag: u32) -> u64 {
+    u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+#[inline]
+fn split(address: u32) -> (usize, u32) {
+    (
+        (address >> SLOT_BITS) as usize,
+        address & ((1 << SLOT_BITS) - 1),
+    )
+}
+
+#[inline]
+fn page_at(pages: &[Held], address: u32) -> (&Page, u32) {
+    let (page, slot) = split(address);
+    (&pages[page].page, slot)
+}
+
+impl Group {
+    pub(super) fn new(kind: Kind) -> Self {
+        Self {
+            index: HashTable::new(),
+            exact: HashTable::new(),
+            pages: Vec::new(),
+            open: Vec::new(),
+            rows: 0,
+            kind,
+        }
+    }
+    pub(super) fn rows(&self) -> u64 {
+        self.rows
+    }
+    pub(super) fn bytes(&self) -> u64 {
+        let pages: usize = self.pages.iter().map(|held| held.page.bytes()).sum();
+        let indexes = self.index.allocation_size() + self.exact.allocation_size();
+        (pages + indexes + self.pages.capacity() * size_of::<Held>()) as u64
+    }
+    pub(super) fn pages(&self) -> impl Iterator<Item = &Arc<Page>> {
+        self.pages.iter().map(|held| &held.page)
+    }
+    /// Rows written since the marks were last cleared.
+    pub(super) fn dirty_rows(&self) -> u64 {
+        let bits = self.pages.iter().flat_map(|held| &held.dirty);
+        bits.map(|word| u64::from(word.count_ones())).sum()
+    }
+    pub(super) fn clear_dirty(&mut self) {
+        self.pages.iter_mut().for_each(|held| held.dirty.clear());
+    }
+
+    /// Address of the row of `key`; in chained state of the first one.
+    #[inline]
+    pub(super) fn find(&self, hash: u64, key: &[u8]) -> Option<u32> {
+        let pages = &self.pages;
+        let tag = hash as u32;
+        let found = self.index.find(spread(tag), |entry| {
+            entry.tag == tag && {
+                let (page, slot) = page_at(pages, entry.address);
+                page.is(slot, hash, key)
+            }
+        });
+        found.map(|entry| entry.address)
+    }
+
+    /// Reads a few bytes of the first row whose tag fits, so that they are in the cache when the row
+    /// is wanted. The reads of many rows overlap, those of full lookups hardly.
+    #[inline]
+    pub(super) fn warm(&self, hash: u64) -> u64 {
+        let tag = hash as u32;
+        let found = self.index.find(spread(tag), |entry| entry.tag == tag);
+        found.map_or(0, |entry| {
+            let (page, slot) = page_at(&self.pages, entry.address);
+            page.hash(slot)
+        })
+    }
+
+    /// Hash, key and value at an address, if a row lives there.
+    #[inline]
+    pub(super) fn row(&self, address: u32) -> Option<(u64, &[u8], &[u8])> {
+        let (page, slot) = split(address);
+        let page = &*self.pages.get(page)?.page;
+        if !page.is_live(slot) {
+            return None;
+        }
+        let (key, value) = page.row(slot);
+        Some((page.hash(slot), key, value))
+    }
+
+    #[inline]
+    pub(super) fn value(&self, address: u32) -> &[u8] {
+        let (page, slot) = page_at(&self.pages, address);
+        page.row(slot).1
+    }
+
+    #[inline]
+    pub(super) fn value_mut(&mut self, address: u32) -> &mut [u8] {
+        let (page, slot) = split(address);
+        let held = &mut self.pages[page];
+        held.mark(slot);
+        Arc::make_mut(&mut held.page).value_mut(slot)
+    }
+
+    /// Adds a row of a key that has none.
+    pub(super) fn insert(&mut self, hash: u64, key: &[u8], value: &[u8]) -> u32 {
+        let address = self.place(hash, key, [value, &[]]);
+        let tag = hash as u32;
+        let entry = Entry { tag, address };
+        self.index
+            .insert_unique(spread(tag), entry, |entry| spread(entry.tag));
+        address
+    }
+
+    /// Replaces a value; the address may change when the length does.
+    pub(super) fn replace(&mut self, address: u32, hash: u64, key: &[u8], value: &[u8]) -> u32 {
+        if self.value(address).len() == value.len() {
+            self.value_mut(address).copy_from_slice(value);
+            return address;
+        }
+        self.release(address);
+        let moved = self.place(hash, key, [value, &[]]);
+        self.repoint(hash, address, moved);
+        moved
+    }
+
+    /// Removes the only row of its key.
+    pub(super) fn remove(&mut self, address: u32, hash: u64) {
+        self.release(address);
+        self.unindex(hash, address);
+    }
+
+    fn unindex(&mut self, hash: u64, address: u32) {
+        let same = |entry: &Entry| entry.address == address;
+        if let Ok(entry) = self.index.find_entry(spread(hash as u32), same) {
+            entry.remove();
+        }
+    }
+
+    /// Points the index entry at `from` to `to`.
+    fn repoint(&mut self, hash: u64, from: u32, to: u32) {
+        let same = |entry: &Entry| entry.address == from;
+        if let Some(entry) = self.index.find_mut(spread(hash as u32), same) {
+            entry.address = to;
+        }
+    }
+
+    /// Puts the bytes of a row into a page with room.
+    fn place(&mut self, hash: u64, key: &[u8], value: [&[u8]; 2]) -> u32 {
+        let len = key.len() + value[0].len() + value[1].len();
+        let number = loop {
+            let Some(last) = self.open.last().copied() else {
+                self.open.push(self.pages.len() as u32);
+                self.pages
+                    .push(Held::new(self.kind.is_chained(), self.pages.is_empty()));
+                continue;
+            };
+            let held = &mut self.pages[last as usize];
+            if held.page.fits(len) {
+                break last;
+            }
+            if held.page.fits_compacted(len) {
+                Arc::make_mut(&mut held.page).compact();
+                break last;
+            }
+            if len > PAGE_BYTES / 4 && held.page.rows() > 0 {
+                // A large row does not end a page that still has room for small ones.
+                self.open.insert(0, self.pages.len() as u32);
+                self.pages
+                    .push(Held::new(self.kind.is_chained(), self.pages.is_empty()));
+                break self.open[0];
+            }
+            held.open = false;
+            self.open.pop();
+        };
+        let held = &mut self.pages[number as usize];
+        let slot = Arc::make_mut(&mut held.page).insert(hash, key, value);
+        held.mark(slot);
+        self.rows += 1;
+        number << SLOT_BITS | slot
+    }
+
+    /// Frees the bytes and the slot of a row.
+    fn release(&mut self, address: u32) {
+        let (number, slot) = split(address);
+        let held = &mut self.pages[number];
+        held.mark(slot);
+        let page = Arc::make_mut(&mut held.page);
+        page.remove(slot);
+        self.rows -= 1;
+        if !held.open && (page.rows() == 0 || page.garbage() >= PAGE_BYTES / 4) {
+            held.open = true;
+            self.open.push(number as u32);
+        }
+    }
+
+    /// Adds `diff` to the multiplicity of a row of a key; gives the new one. Zero removes the row.
+    pub(super) fn add_row(&mut self, hash: u64, key: &[u8], row: &[u8], diff: i64) -> i64 {
+        if self.kind == Kind::Growing {
+            self.append_row(hash, key, row, diff);
+            return diff;
+        }
+        let tag = row_tag(hash, row);
+        let pages = &self.pages;
+        let found = self.exact.find(spread(tag), |entry| {
+            entry.tag == tag && {
+                let (page, slot) = page_at(pages, entry.address);
+                page.is(slot, hash, key) && &page.row(slot).1[8..] == row
+            }
+        });
+        let Some(address) = found.map(|entry| entry.address) else {
+            self.link(hash, key, tag, row, diff);
+            return diff;
+        };
+        let count = multiplicity(self.value(address)).wrapping_add(diff);
+        if count == 0 {
+            self.unlink(address, hash, tag);
+        } else {
+            self.value_mut(address)[..8].copy_from_slice(&count.to_le_bytes());
+        }
+        count
+    }
+
+    /// Puts a row in front of its chain. The old first row is not touched, so it does not know the new
+    /// one: rows of growing state go only all together.
+    fn append_row(&mut self, hash: u64, key: &[u8], row: &[u8], diff: i64) {
+        let address = self.place(hash, key, [&diff.to_le_bytes(), row]);
+        let tag = hash as u32;
+        let pages = &self.pages;
+        let first = self.index.find_mut(spread(tag), |entry| {
+            entry.tag == tag && {
+                let (page, slot) = page_at(pages, entry.address);
+                page.is(slot, hash, key)
+            }
+        });
+        match first {
+            Some(entry) => {
+                let next = std::mem::replace(&mut entry.address, address);
+                self.link_mut(address, |page, slot| page.set_next(slot, next));
+            }
+            None => {
+                let entry = Entry { tag, address };
+                self.index
+                    .insert_unique(spread(tag), entry, |entry| spread(entry.tag));
+            }
+        }
+    }
+
+    fn link(&mut self, hash: u64, key: &[u8], tag: u32, row: &[u8], diff: i64) {
+        let first = self.find(hash, key);
+        let address = self.place(hash, key, [&diff.to_le_bytes(), row]);
+        match first {
+            Some(first) => {
+                self.link_mut(address, |page, slot| page.set_next(slot, first));
+                self.link_mut(first, |page, slot| page.set_prev(slot, address));
+                self.repoint(hash, first, address);
+            }
+            None => {
+                let tag = hash as u32;
+                let entry = Entry { tag, address };
+                self.index
+                    .insert_unique(spread(tag), entry, |entry| spread(entry.tag));
+            }
+        }
+        let entry = Entry { tag, address };
+        self.exact
+            .insert_unique(spread(tag), entry, |entry| spread(entry.tag));
+    }
+
+    fn unlink(&mut self, address: u32, hash: u64, tag: u32) {
+        let (page, slot) = page_at(&self.pages, address);
+        let Links { next, prev } = page.links(slot);
+        if next != NONE {
+            self.link_mut(next, |page, slot| page.set_prev(slot, prev));
+        }
+        if prev != NONE {
+            self.link_mut(prev, |page, slot| page.set_next(slot, next));
+        } else if next != NONE {
+            self.repoint(hash, address, next);
+        } else {
+            self.unindex(hash, address);
+        }
+        let same = |entry: &Entry| entry.address == address;
+        if let Ok(entry) = self.exact.find_entry(spread(tag), same) {
+            entry.remove();
+        }
+        self.release(address);
+    }
+
+    /// Changes links; these are not contents, so nothing becomes dirty.
+    fn link_mut(&mut self, address: u32, change: impl FnOnce(&mut Page, u32)) {
+        let (page, slot) = split(address);
+        change(Arc::make_mut(&mut self.pages[page].page), slot);
+    }
+
+    /// Rows of a key with their multiplicities, beginning at an address from [`Self::find`].
+    pub(super) fn chain(&self, first: Option<u32>) -> Chain<'_> {
+        Chain {
+            pages: &self.pages,
+            next: first.unwrap_or(NONE),
+        }
+    }
+}
+
+/// Rows of one key. See [`Group::chain`].
+#[derive(Debug)]
+pub struct Chain<'a> {
+    pages: &'a [Held],
+    next: u32,
+}
+
+impl<'a> Chain<'a> {
+    pub(super) fn empty() -> Self {
+        Self {
+            pages: &[],
+            next: NONE,
+        }
+    }
+}
+
+impl<'a> Iterator for Chain<'a> {
+    type Item = (&'a [u8], i64);
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.next == NONE {
+            return None;
+        }
+        let (page, slot) = page_at(self.pages, self.next);
+        self.next = page.links(slot).next;
+        let (_, value) = page.row(slot);
+        Some((&value[8..], multiplicity(value)))
+    }
+}
+
+/// Tag of an exact row. The key takes part: many keys may hold the same row.
+fn row_tag(hash: u64, row: &[u8]) -> u32 {
+    (hash_bytes(row) ^ hash.rotate_left(29)) as u32
+}
+
+/// The multiplicity at the front of a chained row's value.
+pub(super) fn multiplicity(value: &[u8]) -> i64 {
+    i64::from_le_bytes(
+        value[..8]
+            .try_into()
+            .expect("a chained value begins with eight bytes"),
+    )
+}

@@ -1,0 +1,122 @@
+//! What travels with a tick: watermarks and marks; and the worker's log of recent ticks.
+//!
+//! # Contract
+//!
+//! * The minter sends each tick to every worker once, in order, with the same [`TickInfo`].
+//! * An operator decides what a tick means (lateness, closing, freezing) by its `TickInfo` alone, so
+//!   replaying the same bindings decides the same.
+//! * *Private ticks* (small numbers, below the tick at which a dataflow is attached) carry history and
+//!   have no `TickInfo`: no watermark applies to them.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::kernel::contents::FrozenContents;
+use crate::plan::RelationId;
+use crate::time::{NO_WATERMARK, Tick, Watermark};
+
+/// A tick as every worker sees it.
+#[derive(Debug, Default)]
+pub struct TickInfo {
+    pub tick: Tick,
+    /// Of all started sources, as of this tick (its own rows included).
+    pub watermarks: BTreeMap<RelationId, Watermark>,
+    pub marks: Marks,
+}
+
+/// What operators do once they have applied a tick.
+#[derive(Debug, Default)]
+pub struct Marks {
+    /// Freeze state for this checkpoint.
+    pub checkpoint: Option<u64>,
+    /// Hand out frozen contents.
+    pub reads: Vec<ReadMark>,
+    /// Sinks whose epoch ends with this tick.
+    pub epochs: Vec<RelationId>,
+}
+
+/// Asks for the contents of relations as of a tick.
+#[derive(Debug, Clone)]
+pub struct ReadMark {
+    pub relations: Arc<[RelationId]>,
+    /// One answer per relation and worker.
+    pub answer: UnboundedSender<(Tick, RelationId, FrozenContents)>,
+}
+
+impl TickInfo {
+    /// Minimum over `sources`; nothing is claimed while one of them has claimed nothing.
+    pub fn watermark(&self, sources: &[RelationId]) -> Watermark {
+        sources
+            .iter()
+            .map(|s| self.watermarks.get(s).copied().unwrap_or(NO_WATERMARK))
+            .min()
+            .unwrap_or(crate::time::END_OF_TIME)
+    }
+}
+
+/// Recent ticks of one worker, shared by its operators.
+#[derive(Debug, Default)]
+pub struct TickLog {
+    infos: BTreeMap<Tick, Arc<TickInfo>>,
+}
+
+pub type SharedTickLog = Rc<RefCell<TickLog>>;
+
+impl TickLog {
+    pub fn push(&mut self, info: Arc<TickInfo>) {
+        self.infos.insert(info.tick, info);
+    }
+    pub fn get(&self, tick: Tick) -> Option<Arc<TickInfo>> {
+        self.infos.get(&tick).cloned()
+    }
+    /// Ticks in `[from, to)`.
+    pub fn range(&self, from: Tick, to: Tick) -> impl Iterator<Item = Tick> + '_ {
+        let to = to.max(from);
+        self.infos.range(from..to).map(|(t, _)| *t)
+    }
+    /// The last tick before `tick`.
+    pub fn before(&self, tick: Tick) -> Option<&Arc<TickInfo>> {
+        self.infos.range(..tick).next_back().map(|(_, info)| info)
+    }
+    /// Forgets ticks below `tick`, but keeps the last of them: lateness looks one tick back.
+    pub fn prune(&mut self, tick: Tick) {
+        let Some(last) = self.before(tick).map(|i| i.tick) else {
+            return;
+        };
+        self.infos = self.infos.split_off(&last);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prune_keeps_the_last_tick_below() {
+        let mut log = TickLog::default();
+        for tick in [3, 5, 9] {
+            log.push(Arc::new(TickInfo {
+                tick,
+                ..TickInfo::default()
+            }));
+        }
+        log.prune(9);
+        assert_eq!(log.range(0, 100).collect::<Vec<_>>(), vec![5, 9]);
+        assert_eq!(log.before(9).map(|i| i.tick), Some(5));
+    }
+
+    #[test]
+    fn watermark_is_the_minimum_and_silent_sources_hold_it() {
+        let (a, b) = (RelationId(1), RelationId(2));
+        let mut info = TickInfo::default();
+        info.watermarks.insert(a, 10);
+        assert_eq!(info.watermark(&[a, b]), NO_WATERMARK);
+        info.watermarks.insert(b, 4);
+        assert_eq!(info.watermark(&[a, b]), 4);
+        assert_eq!(info.watermark(&[]), crate::time::END_OF_TIME);
+    }
+}

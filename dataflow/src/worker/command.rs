@@ -1,0 +1,215 @@
+//! What a worker hears.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+
+use arrow::datatypes::SchemaRef;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::checkpoint::RestoredDataflow;
+use crate::delta::Delta;
+use crate::ingest::Signal;
+use crate::plan::{Plan, RelationId};
+use crate::tick::TickInfo;
+use crate::time::Tick;
+
+/// Commands, the same for all workers but for the rows they carry.
+#[derive(Debug)]
+pub enum Command {
+    AddSource(Arc<AddSource>),
+    /// Build a dataflow; nothing flows into it yet.
+    Install(Arc<Install>),
+    /// History of one input, in a private tick.
+    History {
+        dataflow: RelationId,
+        input: RelationId,
+        tick: Tick,
+        delta: Delta,
+    },
+    /// No more history below this private tick, on any input.
+    HistoryUpto {
+        dataflow: RelationId,
+        tick: Tick,
+    },
+    /// The history of this input is complete.
+    HistoryDone {
+        dataflow: RelationId,
+        input: RelationId,
+        attach: Tick,
+    },
+    /// Subscribe the dataflow's inputs from a tick that is not minted yet.
+    Attach(Attach),
+    /// The tick of the restored checkpoint, for its watermarks.
+    Seed(Arc<TickInfo>),
+    Tick {
+        info: Arc<TickInfo>,
+        rows: Vec<(RelationId, Delta)>,
+        rejected: Vec<(RelationId, Delta)>,
+    },
+    Drop(Arc<[RelationId]>),
+    Stop,
+}
+
+#[derive(Debug)]
+pub struct AddSource {
+    pub id: RelationId,
+    pub rejected: RelationId,
+    pub restored: Option<Arc<RestoredDataflow>>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Attach {
+    pub dataflow: RelationId,
+    pub at: Tick,
+    /// Sources that have bound nothing before `at`: they need no history.
+    pub fresh: Arc<BTreeSet<RelationId>>,
+    /// The dataflow's state comes from a checkpoint: no history, no contents.
+    pub restored: bool,
+}
+
+/// A relation that a dataflow reads.
+#[derive(Debug, Clone)]
+pub struct InputInfo {
+    /// All its columns.
+    pub schema: SchemaRef,
+    /// The sources it comes from, for watermarks.
+    pub sources: Vec<RelationId>,
+    pub append_only: bool,
+}
+
+#[derive(Debug)]
+pub struct Install {
+    pub id: RelationId,
+    pub name: String,
+    pub body: Body,
+    pub inputs: BTreeMap<RelationId, InputInfo>,
+    pub restored: Option<Arc<RestoredDataflow>>,
+    pub progress: Arc<Progress>,
+}
+
+/// What the dataflow does.
+#[derive(Debug)]
+pub enum Body {
+    View {
+        plan: Plan,
+        errors: RelationId,
+        late: RelationId,
+    },
+    Sink {
+        from: RelationId,
+        /// One per worker.
+        writers: Vec<UnboundedSender<WriterMessage>>,
+        /// What the destination already has.
+        skip_below: Tick,
+        queued_bytes: Arc<AtomicU64>,
+    },
+}
+
+/// From a sink's stage to the task of its writer.
+#[derive(Debug)]
+pub enum WriterMessage {
+    Write {
+        tick: Tick,
+        delta: Delta,
+    },
+    /// All ticks below `upper` were written: close the open files.
+    Close {
+        upper: Tick,
+        epoch: bool,
+        checkpoint: Option<u64>,
+    },
+}
+
+/// How far each worker is with a dataflow, and what passed through it.
+#[derive(Debug)]
+pub struct Progress {
+    /// By worker, then by port: everything below was applied.
+    next: Vec<[AtomicU64; Self::PORTS]>,
+    signal: Arc<Signal>,
+    pub counters: Counters,
+}
+
+/// Counters of one relation, summed over workers.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub rows_in: AtomicU64,
+    pub rows_out: AtomicU64,
+    pub bytes_in: AtomicU64,
+    pub bytes_out: AtomicU64,
+    pub late_rows: AtomicU64,
+    pub error_rows: AtomicU64,
+    pub rejected_rows: AtomicU64,
+    /// By worker, so that each sets its own.
+    pub state: std::sync::Mutex<BTreeMap<(usize, u32), (u64, u64)>>,
+}
+
+impl Counters {
+    pub fn add(counter: &AtomicU64, n: usize) {
+        counter.fetch_add(n as u64, Ordering::Relaxed);
+    }
+    pub fn get(counter: &AtomicU64) -> u64 {
+        counter.load(Ordering::Relaxed)
+    }
+    /// Rows and bytes of state of one stage of one worker.
+    pub fn set_state(&self, worker: usize, stage: u32, rows: u64, bytes: u64) {
+        crate::ingest::lock(&self.state).insert((worker, stage), (rows, bytes));
+    }
+    /// Rows and bytes of state, over all workers and stages.
+    pub fn state(&self) -> (u64, u64) {
+        let state = crate::ingest::lock(&self.state);
+        state.values().fold((0, 0), |a, s| (a.0 + s.0, a.1 + s.1))
+    }
+}
+
+impl Progress {
+    /// Result, errors, late rows.
+    pub const PORTS: usize = 3;
+
+    pub fn new(workers: usize, ports: usize, signal: Arc<Signal>) -> Self {
+        let unused = |port| if port < ports { 0 } else { Tick::MAX };
+        let next = (0..workers)
+            .map(|_| std::array::from_fn(|port| AtomicU64::new(unused(port))))
+            .collect();
+        Self {
+            next,
+            signal,
+            counters: Counters::default(),
+        }
+    }
+    pub fn set(&self, worker: usize, port: usize, next: Tick) {
+        self.next[worker][port].store(next, Ordering::Release);
+        self.signal.raise();
+    }
+    /// Everything below was applied on this worker.
+    pub fn of_worker(&self, worker: usize) -> Tick {
+        self.next[worker]
+            .iter()
+            .map(|p| p.load(Ordering::Acquire))
+            .min()
+            .unwrap_or(0)
+    }
+    /// Everything below was applied on all workers.
+    pub fn next(&self) -> Tick {
+        (0..self.next.len())
+            .map(|w| self.of_worker(w))
+            .min()
+            .unwrap_or(0)
+    }
+}
+
+/// The way to a worker.
+#[derive(Debug, Clone)]
+pub struct WorkerHandle {
+    pub sender: Sender<Command>,
+    pub thread: std::thread::Thread,
+}
+
+impl WorkerHandle {
+    pub fn send(&self, command: Command) {
+        // A worker that is gone has taken the process with it.
+        let _ = self.sender.send(command);
+        self.thread.unpark();
+    }
+}
