@@ -1,0 +1,90 @@
+//! Rules over bound plans. One list for views and queries, so that both fail on the same rows.
+//!
+//! Left out for views, as they fit one-shot reads only: limit pushdown, single distinct to group by.
+//! Left out for both: DataFusion's filter pushdown (see `push_filters`), common subexpressions (they
+//! evaluate what a CASE would have skipped). `now()` is folded for queries only.
+
+mod push_filters;
+
+use std::sync::Arc;
+
+use datafusion::common::Result as DfResult;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::optimizer::analyzer::resolve_grouping_function::ResolveGroupingFunction;
+use datafusion::optimizer::analyzer::type_coercion::TypeCoercion;
+use datafusion::optimizer::decorrelate_lateral_join::DecorrelateLateralJoin;
+use datafusion::optimizer::decorrelate_predicate_subquery::DecorrelatePredicateSubquery;
+use datafusion::optimizer::eliminate_cross_join::EliminateCrossJoin;
+use datafusion::optimizer::eliminate_duplicated_expr::EliminateDuplicatedExpr;
+use datafusion::optimizer::eliminate_filter::EliminateFilter;
+use datafusion::optimizer::eliminate_group_by_constant::EliminateGroupByConstant;
+use datafusion::optimizer::eliminate_limit::EliminateLimit;
+use datafusion::optimizer::extract_equijoin_predicate::ExtractEquijoinPredicate;
+use datafusion::optimizer::optimize_projections::OptimizeProjections;
+use datafusion::optimizer::propagate_empty_relation::PropagateEmptyRelation;
+use datafusion::optimizer::push_down_limit::PushDownLimit;
+use datafusion::optimizer::replace_distinct_aggregate::ReplaceDistinctWithAggregate;
+use datafusion::optimizer::rewrite_set_comparison::RewriteSetComparison;
+use datafusion::optimizer::scalar_subquery_to_join::ScalarSubqueryToJoin;
+use datafusion::optimizer::simplify_expressions::SimplifyExpressions;
+use datafusion::optimizer::single_distinct_to_groupby::SingleDistinctToGroupBy;
+use datafusion::optimizer::{Analyzer, Optimizer, OptimizerContext, OptimizerRule};
+
+use crate::catalog::OPTIONS;
+use crate::checked::{Checked, short_circuit};
+use push_filters::PushFilters;
+
+type Rules = Vec<Arc<dyn OptimizerRule + Send + Sync>>;
+
+/// Types and checked arithmetic: the plan means what it will mean until the end.
+pub(crate) fn analyze(plan: LogicalPlan) -> DfResult<LogicalPlan> {
+    Analyzer::with_rules(vec![
+        Arc::new(ResolveGroupingFunction::new()),
+        Arc::new(TypeCoercion::new()),
+        Arc::new(Checked),
+    ])
+    .execute_and_check(plan, &OPTIONS, |_, _| {})
+}
+
+/// Rules for one-shot queries.
+pub(crate) fn query_rules() -> Rules {
+    let mut rules = common_rules();
+    rules.push(Arc::new(EliminateLimit::new()));
+    rules.push(Arc::new(PushDownLimit::new()));
+    rules.push(Arc::new(SingleDistinctToGroupBy::new()));
+    rules.push(Arc::new(OptimizeProjections::new()));
+    rules
+}
+
+/// Rules for views.
+fn view_rules() -> Rules {
+    let mut rules = common_rules();
+    rules.push(Arc::new(OptimizeProjections::new()));
+    rules
+}
+
+fn common_rules() -> Rules {
+    vec![
+        Arc::new(RewriteSetComparison::new()),
+        Arc::new(SimplifyExpressions::new()),
+        Arc::new(ReplaceDistinctWithAggregate::new()),
+        Arc::new(DecorrelatePredicateSubquery::new()),
+        Arc::new(ScalarSubqueryToJoin::new()),
+        Arc::new(DecorrelateLateralJoin::new()),
+        Arc::new(EliminateDuplicatedExpr::new()),
+        Arc::new(EliminateFilter::new()),
+        Arc::new(EliminateCrossJoin::new()),
+        Arc::new(PropagateEmptyRelation::new()),
+        Arc::new(PushFilters),
+        Arc::new(ExtractEquijoinPredicate::new()),
+        Arc::new(EliminateGroupByConstant::new()),
+    ]
+}
+
+/// Optimizes the plan of a view.
+pub(crate) fn optimize_view(plan: LogicalPlan) -> DfResult<LogicalPlan> {
+    let context = OptimizerContext::new_with_config_options(Arc::new(OPTIONS.clone()))
+        .without_query_execution_start_time();
+    let plan = Optimizer::with_rules(view_rules()).optimize(plan, &context, |_, _| {})?;
+    short_circuit(plan)
+}

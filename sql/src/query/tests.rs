@@ -1,0 +1,323 @@
+//! One-shot queries over tables in memory.
+
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use datafusion::catalog::TableProvider;
+use datafusion::common::ScalarValue;
+use datafusion::datasource::MemTable;
+use datafusion::physical_plan::collect;
+use millrace_dataflow::error::{Error, Result};
+
+use super::*;
+use crate::testing::{bound, market};
+use crate::{Bound, Policy, RelationRef, guard, relations_of};
+
+/// `sales` of the market: id, x, y, f, name, at.
+fn sales() -> RecordBatch {
+    let crate::Item::Source(source) = &market().items["sales"] else {
+        panic!("a source");
+    };
+    let seconds = |s: &[i64]| -> ArrayRef {
+        Arc::new(TimestampMicrosecondArray::from(
+            s.iter().map(|s| s * 1_000_000).collect::<Vec<_>>(),
+        ))
+    };
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(Int64Array::from(vec![1, 2, 3, 4])),
+        Arc::new(Int64Array::from(vec![
+            Some(0),
+            Some(5),
+            None,
+            Some(i64::MAX),
+        ])),
+        Arc::new(Int64Array::from(vec![1, 1, 2, 2])),
+        Arc::new(Float64Array::from(vec![1e16, 1.0, -1e16, 0.5])),
+        Arc::new(StringArray::from(vec!["7", "b", "9", "d"])),
+        seconds(&[1, 4, 11, 12]),
+    ];
+    RecordBatch::try_new(Arc::clone(&source.schema), columns).expect("fits")
+}
+
+fn provider(relation: &RelationRef) -> Result<Arc<dyn TableProvider>> {
+    let RelationRef::Engine { name, schema, .. } = relation else {
+        return Err(Error::internal("no tables here"));
+    };
+    let batch = match name.as_str() {
+        "sales" => sales(),
+        _ => RecordBatch::new_empty(Arc::clone(schema)),
+    };
+    let table =
+        MemTable::try_new(Arc::clone(schema), vec![vec![batch]]).map_err(execution_error)?;
+    Ok(Arc::new(table))
+}
+
+fn run_with(sql: &str, params: &[ScalarValue]) -> Result<String> {
+    let Bound::Query(query) = bound(sql, params)? else {
+        panic!("a query");
+    };
+    let executable = guard(query, &Policy)?.resolve(&provider)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime");
+    let state = session_state(2);
+    let batches = runtime.block_on(async {
+        let plan = executable.physical(&state).await?;
+        collect(plan, state.task_ctx())
+            .await
+            .map_err(execution_error)
+    })?;
+    let mut rows = Vec::new();
+    for batch in &batches {
+        let options = FormatOptions::default().with_null("null");
+        let columns: Vec<ArrayFormatter<'_>> = batch
+            .columns()
+            .iter()
+            .map(|c| ArrayFormatter::try_new(c, &options).expect("a format"))
+            .collect();
+        for row in 0..batch.num_rows() {
+            let cells: Vec<String> = columns.iter().map(|c| c.value(row).to_string()).collect();
+            rows.push(cells.join(" "));
+        }
+        assert!(
+            batch
+                .columns()
+                .iter()
+                .all(|c| !c.is_empty() || batch.num_rows() == 0)
+        );
+    }
+    Ok(rows.join("; "))
+}
+
+fn run(sql: &str) -> String {
+    match run_with(sql, &[]) {
+        Ok(rows) => rows,
+        Err(error) => {
+            assert!(!error.message.contains("bug"), "{error:?}");
+            format!("{} {}", error.code, error.message)
+        }
+    }
+}
+
+#[test]
+fn queries_answer() {
+    for (sql, expected) in [
+        ("SELECT 1 + 1 AS two, 'a' || 'b'", "2 ab"),
+        ("SELECT id FROM sales WHERE y = 2 ORDER BY id DESC", "4; 3"),
+        (
+            "SELECT y, count(*), count(x), min(x), max(name) FROM sales GROUP BY y ORDER BY y",
+            "1 2 2 0 b; 2 2 1 9223372036854775807 d",
+        ),
+        (
+            "SELECT sum(id), avg(id), mean(y) FROM sales",
+            "10 2.500000 1.500000",
+        ),
+        (
+            "SELECT sum(x) FROM (SELECT x FROM sales UNION ALL SELECT x FROM sales) t",
+            "18446744073709551624",
+        ),
+        ("SELECT sum(f), avg(f) FROM sales", "1.5 0.375"),
+        (
+            "SELECT sum(DISTINCT y), avg(DISTINCT y), count(DISTINCT y) FROM sales",
+            "3 1.500000 2",
+        ),
+        ("SELECT sum(id) FILTER (WHERE y = 2) FROM sales", "7"),
+        ("SELECT sum(x), avg(f) FROM sales WHERE false", "null null"),
+        (
+            "SELECT id, sum(id) OVER (ORDER BY id) AS s FROM sales ORDER BY id",
+            "1 1; 2 3; 3 6; 4 10",
+        ),
+        (
+            "SELECT window_start, count(*) FROM TUMBLE(sales, at, INTERVAL '10' SECOND) GROUP BY window_start ORDER BY window_start",
+            "1970-01-01T00:00:00 2; 1970-01-01T00:00:10 2",
+        ),
+        (
+            "SELECT window_end, count(*) FROM HOP(sales, at, INTERVAL '5' SECOND, INTERVAL '10' SECOND) GROUP BY window_end ORDER BY window_end",
+            "1970-01-01T00:00:05 2; 1970-01-01T00:00:10 2; 1970-01-01T00:00:15 2; 1970-01-01T00:00:20 2",
+        ),
+        (
+            "SELECT a.id FROM sales a JOIN sales b ON a.id = b.id + 1 WHERE b.y = 1 ORDER BY a.id",
+            "2; 3",
+        ),
+        (
+            "SELECT id FROM sales EXCEPT SELECT id FROM sales WHERE id < 3 ORDER BY id",
+            "3; 4",
+        ),
+        (
+            "SELECT id FROM sales s WHERE EXISTS (SELECT 1 FROM sales t WHERE t.y = s.id) ORDER BY id",
+            "1; 2",
+        ),
+        ("SELECT (SELECT max(id) FROM sales) AS m", "4"),
+        (
+            "WITH t AS (SELECT y, count(*) AS n FROM sales GROUP BY y) SELECT n FROM t WHERE y = 1",
+            "2",
+        ),
+        (
+            "SELECT DISTINCT ON (y) y, id FROM sales ORDER BY y, id DESC",
+            "1 2; 2 4",
+        ),
+        (
+            "SELECT CAST(at AS DATE), extract(second FROM at) FROM sales WHERE id = 2",
+            "1970-01-01 4",
+        ),
+        (
+            "SELECT ceiling(1.2), pow(2, 3), char_length('abc')",
+            "2.0 8.0 3",
+        ),
+        ("SELECT auction FROM totals", ""),
+    ] {
+        assert_eq!(run(sql), expected, "{sql}");
+    }
+}
+
+#[test]
+fn arithmetic_fails_instead_of_wrapping() {
+    for (sql, expected) in [
+        ("SELECT x + 1 FROM sales", "22003 value out of range"),
+        ("SELECT 9223372036854775807 + 1", "22003 value out of range"),
+        (
+            "SELECT id FROM sales WHERE x * 2 > 3",
+            "22003 value out of range",
+        ),
+        ("SELECT sum(x * 2) FROM sales", "22003 value out of range"),
+        (
+            "SELECT id FROM sales ORDER BY x + 1",
+            "22003 value out of range",
+        ),
+        (
+            "SELECT -(-9223372036854775807 - 1)",
+            "22003 value out of range",
+        ),
+        ("SELECT 10 / x FROM sales", "22012 division by zero"),
+        ("SELECT 1 / 0", "22012 division by zero"),
+        ("SELECT id % x FROM sales", "22012 division by zero"),
+        (
+            "SELECT CAST(x AS INT) FROM sales",
+            "22003 value out of range",
+        ),
+        (
+            "SELECT CAST(name AS BIGINT) FROM sales",
+            "22P02 invalid input for type int64",
+        ),
+        (
+            "SELECT to_timestamp(name) FROM sales",
+            "22007 invalid input for a date or time",
+        ),
+    ] {
+        assert_eq!(run(sql), expected, "{sql}");
+    }
+}
+
+#[test]
+fn what_need_not_be_evaluated_does_not_fail() {
+    for (sql, expected) in [
+        ("SELECT id FROM sales WHERE x <> 0 AND 10 / x > 1", "2"),
+        (
+            "SELECT id FROM sales WHERE x = 0 OR 10 / x > 1 ORDER BY id",
+            "1; 2",
+        ),
+        (
+            "SELECT x <> 0 AND 10 / x > 1 FROM sales ORDER BY id",
+            "false; true; null; false",
+        ),
+        (
+            "SELECT id FROM (SELECT * FROM sales WHERE x <> 0) s WHERE 10 / x > 1",
+            "2",
+        ),
+        (
+            "SELECT CASE WHEN x = 0 THEN 0 ELSE 10 / x END FROM sales ORDER BY id",
+            "0; 2; null; 0",
+        ),
+        (
+            "SELECT a.id FROM sales a JOIN sales b ON a.id = b.id WHERE b.x <> 0 AND 10 / b.x > 1",
+            "2",
+        ),
+        (
+            "SELECT a.id FROM sales a JOIN (SELECT * FROM sales WHERE x <> 0) b ON a.id = b.id WHERE 10 / a.x > 1",
+            "2",
+        ),
+        (
+            "SELECT y, count(*) FROM sales WHERE x <> 0 GROUP BY y HAVING min(10 / x) >= 0 ORDER BY y",
+            "1 1; 2 1",
+        ),
+    ] {
+        assert_eq!(run(sql), expected, "{sql}");
+    }
+}
+
+#[test]
+fn parameters_are_values() {
+    let answer = run_with(
+        "SELECT id FROM sales WHERE id >= $1 AND name = $2 LIMIT $3",
+        &[
+            ScalarValue::Int64(Some(2)),
+            ScalarValue::Utf8(Some("b".into())),
+            ScalarValue::Int64(Some(5)),
+        ],
+    );
+    assert_eq!(answer.expect("rows"), "2");
+    let error = run_with(
+        "SELECT id FROM sales WHERE id = $2",
+        &[ScalarValue::Int64(Some(2))],
+    );
+    assert_eq!(error.expect_err("one is missing").code, "08P01");
+}
+
+#[test]
+fn relations_are_listed_once_and_their_columns_are_checked() {
+    let Bound::Query(query) =
+        bound("SELECT a.id FROM sales a JOIN sales b ON a.id = b.id JOIN lake.market.prices p ON p.auction = a.id JOIN totals t ON t.auction = a.id", &[]).expect("binds")
+    else {
+        panic!("a query");
+    };
+    let guarded = guard(query, &Policy).expect("allowed");
+    let names: Vec<String> = relations_of(&guarded)
+        .into_iter()
+        .map(|r| match r {
+            RelationRef::Engine { name, .. } => name,
+            RelationRef::Lake { name, .. } => name.to_string(),
+        })
+        .collect();
+    let mut sorted = names.clone();
+    sorted.sort();
+    assert_eq!(sorted, ["lake.market.prices", "sales", "totals"]);
+    let other = crate::testing::schema(&[("id", arrow::datatypes::DataType::Utf8)]);
+    let wrong = guarded.resolve(&|_| {
+        Ok(Arc::new(
+            MemTable::try_new(Arc::clone(&other), vec![vec![]]).map_err(execution_error)?,
+        ))
+    });
+    assert!(
+        wrong
+            .expect_err("columns differ")
+            .message
+            .contains("have changed")
+    );
+}
+
+#[test]
+fn without_the_guard_nothing_can_be_read() {
+    let Bound::Query(query) = bound("SELECT id FROM sales", &[]).expect("binds") else {
+        panic!("a query");
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime");
+    let outcome = runtime.block_on(Executable::new(query.plan).physical(&session_state(1)));
+    assert!(outcome.is_err());
+}
+
+#[test]
+fn hundreds_of_terms_are_planned_and_run_on_a_small_stack() {
+    let terms: Vec<String> = (0..1_500)
+        .map(|i| format!("(id = {i} AND 10 / y > {i})"))
+        .collect();
+    let sql = format!(
+        "SELECT id FROM sales WHERE {} ORDER BY id",
+        terms.join(" OR ")
+    );
+    assert_eq!(run(&sql), "1; 2; 3; 4");
+}
