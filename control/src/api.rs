@@ -1,0 +1,3 @@
+//! The HTTP API's resources, by version. Wire types stay in here.
+
+pub mod v1;

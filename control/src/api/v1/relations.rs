@@ -1,0 +1,138 @@
+//! `GET /api/v1/{views,sources,sinks,jobs}` and `…/{name}`: what exists and how it runs.
+
+use std::collections::BTreeMap;
+
+use millrace_dataflow::engine::shared::Status;
+use millrace_dataflow::plan::RelationId;
+use millrace_dataflow::time::{END_OF_TIME, NO_WATERMARK};
+use serde_json::{Value, json};
+
+use super::json;
+use crate::catalog::Kind;
+use crate::coordinator::show::{last_error, state};
+use crate::coordinator::{Coordinator, Entry};
+
+/// A list of relations that can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resource {
+    Views,
+    Sources,
+    Sinks,
+    Jobs,
+}
+
+impl Resource {
+    /// The word in the path, and the key of the list in the answer.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Views => "views",
+            Self::Sources => "sources",
+            Self::Sinks => "sinks",
+            Self::Jobs => "jobs",
+        }
+    }
+}
+
+/// `{"views": […]}` and so on.
+pub fn list(coordinator: &Coordinator, resource: Resource) -> Value {
+    json!({ resource.word(): rows(coordinator, resource) })
+}
+
+/// One of them, by name.
+pub fn one(coordinator: &Coordinator, resource: Resource, name: &str) -> Option<Value> {
+    rows(coordinator, resource)
+        .into_iter()
+        .find(|row| row["name"] == name)
+}
+
+fn rows(coordinator: &Coordinator, resource: Resource) -> Vec<Value> {
+    let world = coordinator.world();
+    let status: BTreeMap<RelationId, Status> = coordinator
+        .status()
+        .into_iter()
+        .map(|s| (s.id, s))
+        .collect();
+    let kinds: &[Kind] = match resource {
+        Resource::Views => &[Kind::View, Kind::MaterializedView],
+        Resource::Sources => &[Kind::Source],
+        Resource::Sinks => &[Kind::Sink],
+        Resource::Jobs => &[Kind::MaterializedView, Kind::Sink],
+    };
+    let mut rows = Vec::new();
+    for entry in world.entries.values() {
+        if kinds.contains(&entry.object.kind) {
+            rows.push(relation(
+                entry,
+                entry.object.id,
+                entry.object.kind.as_str(),
+                &status,
+            ));
+        }
+        // A view under a name of the lake is a view and the sink that publishes it.
+        if let Some(sink) = entry.object.companion
+            && matches!(resource, Resource::Sinks | Resource::Jobs)
+        {
+            rows.push(relation(entry, sink, "sink", &status));
+        }
+    }
+    rows
+}
+
+fn relation(
+    entry: &Entry,
+    id: RelationId,
+    kind: &str,
+    status: &BTreeMap<RelationId, Status>,
+) -> Value {
+    let live = status.get(&id);
+    let state = match (id == entry.object.id, live) {
+        (false, Some(live)) => live.state.to_string(),
+        _ => state(entry, status),
+    };
+    let error = match (id == entry.object.id, live) {
+        (false, Some(live)) => live.last_error.clone(),
+        _ => last_error(entry, status),
+    };
+    let mut row = json!({
+        "name": entry.object.name,
+        "id": id.to_string(),
+        "kind": kind,
+        "state": state,
+        "last_error": error,
+        "depends_on": entry.object.depends_on,
+        "created": json::timestamp(i64::try_from(entry.object.created_ms).unwrap_or(i64::MAX), 1_000),
+        "sql": millrace_sql::explain::show_create(&entry.object.text),
+    });
+    if let (Some(live), Some(row)) = (live, row.as_object_mut()) {
+        let facts = json!({
+            "frontier": live.frontier,
+            "watermark": live.watermark.and_then(watermark_text),
+            "lag_ms": live.lag_ms,
+            "lag_offsets": live.lag_offsets,
+            "rows_in": live.rows_in,
+            "rows_out": live.rows_out,
+            "bytes_in": live.bytes_in,
+            "bytes_out": live.bytes_out,
+            "state_rows": live.state_rows,
+            "state_bytes": live.state_bytes,
+            "late_rows": live.late_rows,
+            "rejected_rows": live.rejected_rows,
+            "error_rows": live.error_rows,
+            "offsets": live.offsets,
+            "committed": live.committed,
+        });
+        if let Value::Object(facts) = facts {
+            row.extend(facts);
+        }
+    }
+    row
+}
+
+/// A watermark for people: RFC 3339, `infinity` for a source that has ended.
+pub fn watermark_text(watermark: i64) -> Option<String> {
+    match watermark {
+        NO_WATERMARK => None,
+        END_OF_TIME => Some("infinity".to_string()),
+        moment => Some(json::timestamp(moment, 1_000_000)),
+    }
+}

@@ -1,0 +1,138 @@
+//! `millrace serve-child`: the service itself; started by `millrace serve` only.
+//!
+//! Exit codes tell the parent what to do: see [`super::serve`].
+
+use std::io::{Read, Write};
+use std::os::fd::FromRawFd;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use millrace_dataflow::error::{Error, ErrorKind, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+
+use super::serve::{EXIT_CONFIG, EXIT_FENCED};
+use crate::config::{ChildArgs, Config, environment};
+use crate::server::{QUERY_THREADS, Server};
+
+/// Where `sql` plans deep statements; the statement that asked gets the panic.
+const PLANNING_THREAD: &str = "statement";
+/// How often the incarnation is looked at.
+const LEASE: Duration = Duration::from_secs(2);
+
+/// Runs the service until it is told to stop.
+pub fn run(args: ChildArgs) -> ExitCode {
+    super::init_logging();
+    abort_on_panic();
+    let outcome = start(&args);
+    let code = match &outcome {
+        Ok(()) => 0,
+        Err(problem) => {
+            super::print_error(problem);
+            exit_code(problem)
+        }
+    };
+    // Not by returning: threads that still run (a broker's client) must not delay the end.
+    let _ = std::io::stdout().flush();
+    std::process::exit(i32::from(code))
+}
+
+/// What starting again cannot mend ends the parent too.
+fn exit_code(problem: &Error) -> u8 {
+    match problem.kind {
+        _ if problem.code == "57P01" => EXIT_FENCED,
+        ErrorKind::Unavailable | ErrorKind::Internal => 1,
+        _ => EXIT_CONFIG,
+    }
+}
+
+/// A panic of the engine is a bug; going on could answer wrongly. Statements are planned and run on
+/// threads of their own, where a panic is caught and costs that statement only.
+fn abort_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        print(info);
+        let thread = std::thread::current();
+        let caught = |name: &str| name.starts_with(QUERY_THREADS) || name == PLANNING_THREAD;
+        if !thread.name().is_some_and(caught) {
+            error!(target: "millrace", thread = thread.name().unwrap_or("?"), "a bug stops the service");
+            std::process::abort();
+        }
+    }));
+}
+
+fn start(args: &ChildArgs) -> Result<()> {
+    // SAFETY: the parent left both descriptors open for this process, and nothing else owns them.
+    let (listener, parent) = unsafe {
+        (
+            std::net::TcpListener::from_raw_fd(args.listen_fd),
+            UnixStream::from_raw_fd(args.parent_fd),
+        )
+    };
+    die_with(parent.try_clone()?)?;
+    let config = Config::load(&args.serve, environment)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.workers.max(2))
+        .thread_name("millrace-service")
+        .enable_all()
+        .build()?;
+    runtime.block_on(serve(config, listener, parent))
+}
+
+/// Ends this process when the parent is gone: its end of the pair closes.
+fn die_with(mut parent: UnixStream) -> Result<()> {
+    std::thread::Builder::new()
+        .name("millrace-parent".to_string())
+        .spawn(move || {
+            let mut byte = [0_u8; 1];
+            // The parent never writes: whatever returns, it is gone.
+            let _ = parent.read(&mut byte);
+            // SAFETY: ends the process at once, as the parent-death signal does.
+            unsafe { libc::_exit(1) }
+        })?;
+    Ok(())
+}
+
+async fn serve(
+    config: Config,
+    listener: std::net::TcpListener,
+    mut parent: UnixStream,
+) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let server = Server::open(config, listener)?;
+    tokio::select! {
+        restored = server.restore() => restored?,
+        // Nothing was begun that a checkpoint would have to hold.
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    }
+    // A parent that is gone is noticed elsewhere.
+    let _ = parent.write_all(b"r");
+    info!(target: "millrace", address = %server.address(), "ready");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = until_fenced(&server) => return Err(crate::error::fenced()),
+    }
+    info!(target: "millrace", "stopping");
+    server.stop().await
+}
+
+/// Returns when a newer server has taken the data directory.
+async fn until_fenced(server: &Server) {
+    let mut ticks = tokio::time::interval(LEASE);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Ok(coordinator) = server.service().coordinator() else {
+            continue;
+        };
+        match coordinator.is_newest().await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(problem) => warn!(target: "millrace", %problem, "cannot look at the lease"),
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! One writer of the catalog; every statement ends here, in a handler of its own file.
+//!
+//! # Contract
+//!
+//! * Statements that change something run one at a time, under the writer's lock; reads take the
+//!   current [`World`], an immutable picture, and wait for nobody.
+//! * A change that has begun runs to its end even if the client that asked for it goes away. A read
+//!   ends with its client.
+//! * Planning runs on the threads of queries: a panic there is an error of that statement. What
+//!   talks to the engine runs on the service's own threads, where a panic ends the process.
+//!
+//! ```text
+//! text ─parse─ purify ─┬─ query: bind guard resolve execute            (select.rs)
+//!                      └─ change: lock ─ bind guard lower ─ row ─ engine ─ new World
+//!                                        (prepare.rs)       (create.rs, drop.rs)
+//! ```
+
+mod create;
+mod drop;
+mod explain;
+mod facts;
+mod prepare;
+mod restore;
+mod select;
+pub mod show;
+mod world;
+
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use datafusion::common::ScalarValue;
+use datafusion::execution::runtime_env::RuntimeEnv;
+use millrace_dataflow::engine::Engine;
+use millrace_dataflow::engine::shared::{EngineStats, Status};
+use millrace_dataflow::error::{Error, Result};
+use millrace_sql::bind::{Bound, bind};
+use millrace_sql::guard::Policy;
+use millrace_sql::parse::{Parsed, Statement};
+use millrace_sql::purify::purify;
+use tokio::runtime::Handle;
+
+use crate::catalog::SqliteCatalog;
+use crate::config::Config;
+use crate::session::Answer;
+
+pub use world::{Detail, Entry, World};
+
+/// How long a change may go on once the service stops.
+const FINISH: Duration = Duration::from_secs(5);
+
+/// See the module. Cheap to clone.
+#[derive(Clone)]
+pub struct Coordinator(Arc<Inner>);
+
+struct Inner {
+    config: Config,
+    catalog: SqliteCatalog,
+    engine: Engine,
+    outside: facts::Outside,
+    world: RwLock<Arc<World>>,
+    writer: Arc<tokio::sync::Mutex<()>>,
+    policy: Policy,
+    /// Memory and scratch files of all queries together.
+    query_env: Arc<RuntimeEnv>,
+    /// Threads of the service itself; see the module.
+    service: Handle,
+}
+
+impl std::fmt::Debug for Coordinator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Coordinator")
+            .field("config", &self.0.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Coordinator {
+    /// Restores everything the catalog holds and starts it.
+    pub async fn start(config: Config, catalog: SqliteCatalog) -> Result<Self> {
+        restore::start(config, catalog).await
+    }
+
+    /// Runs one statement.
+    pub async fn execute(&self, parsed: Parsed, params: &[ScalarValue]) -> Result<Answer> {
+        let creates = create::name_of(&parsed.statement);
+        if let Some(answer) = create::exists_already(&self.world(), creates.as_ref())? {
+            return Ok(answer);
+        }
+        let changes = creates.is_some() || matches!(parsed.statement, Statement::Drop(_));
+        let purified = purify(parsed, &self.0.outside).await?;
+        // Held from binding to the end of the change, so that what was bound still is.
+        let lock = match changes {
+            true => Some(Arc::clone(&self.0.writer).lock_owned().await),
+            false => None,
+        };
+        let world = self.world();
+        if let Some(answer) = create::exists_already(&world, creates.as_ref())? {
+            return Ok(answer);
+        }
+        let lake = purified.lake.clone();
+        let picture = world.picture_with(&lake);
+        let bound = bind(purified, &picture, params).map_err(|e| world.explain_missing(e))?;
+        match bound {
+            Bound::Query(query) => self.select(&world, query).await,
+            Bound::Show(what) => self.show(&world, what).await,
+            Bound::ShowCreate { kind, name } => show::show_create(&world, kind, &name),
+            Bound::Describe(def) => show::describe(def),
+            Bound::Explain(def) => explain::explain(def, &self.0.policy),
+            change => {
+                let lock =
+                    lock.ok_or_else(|| Error::internal("a change without the writer's lock"))?;
+                self.change(change, lake, &world, lock).await
+            }
+        }
+    }
+
+    async fn change(
+        &self,
+        bound: Bound,
+        lake: prepare::LakeSchemas,
+        world: &Arc<World>,
+        lock: tokio::sync::OwnedMutexGuard<()>,
+    ) -> Result<Answer> {
+        let me = self.clone();
+        let world = Arc::clone(world);
+        let work = match bound {
+            Bound::Drop(statement) => self
+                .0
+                .service
+                .spawn(async move { (lock, me.drop_objects(&world, statement).await).1 }),
+            bound => {
+                let draft = prepare::draft(bound, lake, &self.0.policy)?;
+                self.0
+                    .service
+                    .spawn(async move { (lock, me.create(&world, draft).await).1 })
+            }
+        };
+        work.await
+            .map_err(|e| Error::internal(format!("the statement did not finish: {e}")))?
+    }
+
+    /// What exists now.
+    pub fn world(&self) -> Arc<World> {
+        Arc::clone(
+            &self
+                .0
+                .world
+                .read()
+                .expect("no panic while the world is exchanged"),
+        )
+    }
+
+    fn publish(&self, world: World) {
+        *self
+            .0
+            .world
+            .write()
+            .expect("no panic while the world is exchanged") = Arc::new(world);
+    }
+
+    /// What runs, as the engine sees it.
+    pub fn status(&self) -> Vec<Status> {
+        self.0.engine.status()
+    }
+
+    /// Counters of the engine as a whole.
+    pub fn stats(&self) -> EngineStats {
+        self.0.engine.stats()
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// Whether this server still is the newest on its data directory.
+    pub async fn is_newest(&self) -> Result<bool> {
+        self.0.catalog.is_newest().await
+    }
+
+    /// Final checkpoint; sinks commit what they can.
+    pub async fn stop(&self) -> Result<()> {
+        // A change that is half-way (a view reading history) is finished by the next start.
+        let _lock = tokio::time::timeout(FINISH, self.0.writer.lock()).await;
+        let stopped = self.0.engine.stop().await;
+        self.0.catalog.close().await;
+        stopped
+    }
+}

@@ -1,0 +1,124 @@
+//! The start of a server: every statement of the catalog is planned again, then the engine restores.
+//!
+//! # Contract
+//!
+//! * Objects are planned in order of creation, so that each finds what it reads.
+//! * One that cannot be planned any more, or whose plan is another one (state would not fit), is
+//!   kept as FAILED with the reason, and so is what reads it; the others run.
+
+use std::sync::{Arc, RwLock};
+
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use millrace_dataflow::engine::{Engine, EngineConfig};
+use millrace_dataflow::error::{Error, ErrorKind, Result};
+use millrace_lake::SqlCatalog;
+use millrace_sql::bind::bind;
+use millrace_sql::guard::Policy;
+use millrace_sql::purify::purify;
+use tracing::{info, warn};
+
+use super::facts::Outside;
+use super::world::{Detail, Entry, Made, World};
+use super::{Coordinator, Inner, prepare};
+use crate::catalog::{Object, SqliteCatalog};
+use crate::config::Config;
+
+/// Plans everything again, restores and starts the engine.
+pub(super) async fn start(config: Config, catalog: SqliteCatalog) -> Result<Coordinator> {
+    let data_dir = std::path::absolute(&config.data_dir)?;
+    let pool = millrace_lake::catalog::sql::open_pool(&data_dir.join("metadata.db")).await?;
+    let lake = SqlCatalog::open(pool, data_dir.join("warehouse")).await?;
+    let outside = Outside { lake };
+    let policy = Policy;
+    let mut world = World::default();
+    let mut items = Vec::new();
+    for object in catalog.objects().await? {
+        match again(&object, &world, &outside, &policy).await {
+            Ok(made) => {
+                items.extend(made.items);
+                world = world.with(made.entry, Some(made.picture));
+            }
+            Err(error) => {
+                let error = world.explain_missing(error);
+                warn!(target: "millrace", name = object.name, kind = object.kind.as_str(), %error, "failed, the others run");
+                let entry = Entry {
+                    object,
+                    failed: Some(error),
+                    detail: Detail::Unknown,
+                };
+                world = world.with(entry, None);
+            }
+        }
+    }
+    let count = world.entries.len();
+    let engine_config = EngineConfig {
+        workers: config.workers,
+        dir: data_dir.join("engine"),
+        incarnation: catalog.incarnation(),
+        checkpoint_interval: config.checkpoint_interval,
+        commit_interval: config.commit_interval,
+        max_rows_in_flight: config.max_rows_in_flight,
+    };
+    let engine = Engine::start(engine_config, Arc::new(catalog.clone()), items).await?;
+    info!(target: "millrace", objects = count, incarnation = catalog.incarnation(), "restored");
+    let query_env = query_env(&config, &data_dir)?;
+    Ok(Coordinator(Arc::new(Inner {
+        config,
+        catalog,
+        engine,
+        outside,
+        world: RwLock::new(Arc::new(world)),
+        writer: Arc::default(),
+        policy,
+        query_env,
+        service: tokio::runtime::Handle::current(),
+    })))
+}
+
+/// Plans the statement of a stored object as when it was created.
+async fn again(object: &Object, world: &World, outside: &Outside, policy: &Policy) -> Result<Made> {
+    let script = millrace_sql::parse::parse(&object.text);
+    let parsed = match (script.statements.into_iter().next(), script.error) {
+        (_, Some(error)) => return Err(error),
+        (Some(parsed), None) => parsed,
+        (None, None) => {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("the catalog holds no statement for \"{}\"", object.name),
+            ));
+        }
+    };
+    let purified = purify(parsed, outside).await?;
+    let lake = purified.lake.clone();
+    let picture = world.picture_with(&lake);
+    let draft = prepare::draft(bind(purified, &picture, &[])?, lake, policy)?;
+    if draft.fingerprint != object.fingerprint {
+        return Err(Error::unsupported(format!(
+            "{} \"{}\" is planned differently now than when it was created",
+            object.kind.as_str(),
+            object.name
+        ))
+        .detail("its stored state does not fit the new plan")
+        .hint("drop it and create it again"));
+    }
+    prepare::connect(draft, object.clone(), outside).await
+}
+
+/// Memory and scratch space of one-shot queries.
+fn query_env(config: &Config, data_dir: &std::path::Path) -> Result<Arc<RuntimeEnv>> {
+    let scratch = data_dir.join("scratch");
+    // What queries left behind means nothing after a restart.
+    match std::fs::remove_dir_all(&scratch) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
+        _ => std::fs::create_dir_all(&scratch)?,
+    }
+    RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(FairSpillPool::new(config.query_memory)))
+        .with_disk_manager_builder(
+            DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![scratch])),
+        )
+        .build_arc()
+        .map_err(crate::error::from_datafusion)
+}

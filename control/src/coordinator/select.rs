@@ -1,0 +1,169 @@
+//! One-shot reads: what to read is decided here, how it runs in [`crate::query`].
+//!
+//! # Contract
+//!
+//! * All relations of the engine in a statement are read at one tick, which is answered.
+//! * Lake tables are read at the snapshot that is current when the statement starts.
+//! * A bounded source is read to its end; an unbounded one is refused, it never ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use datafusion::catalog::TableProvider;
+use millrace_dataflow::error::{Error, Result};
+use millrace_dataflow::plan::RelationId;
+use millrace_sql::bind::BoundQuery;
+use millrace_sql::guard::{RelationRef, guard, relations_of};
+
+use super::prepare::base_name;
+use super::world::Detail;
+use super::{Coordinator, World};
+use crate::query::{self, SourceTable};
+use crate::session::{Answer, Notice};
+
+impl Coordinator {
+    pub(super) async fn select(&self, world: &World, bound: BoundQuery) -> Result<Answer> {
+        let inner = &self.0;
+        let guarded = guard(bound, &inner.policy)?;
+        let relations = relations_of(&guarded);
+        let mut providers: BTreeMap<String, Arc<dyn TableProvider>> = BTreeMap::new();
+        let mut snapshots = BTreeMap::new();
+        let mut sources = Vec::new();
+        let mut views = BTreeSet::new();
+        for relation in &relations {
+            match relation {
+                RelationRef::Lake { name, .. } => {
+                    let (table, snapshot) = inner.outside.lake_reader(name).await?;
+                    if let Some(snapshot) = snapshot {
+                        snapshots.insert(name.to_string(), snapshot);
+                    }
+                    providers.insert(name.to_string(), table);
+                }
+                RelationRef::Engine {
+                    name, source: true, ..
+                } => {
+                    let table = Arc::new(source_table(world, name)?);
+                    sources.push((name.clone(), Arc::clone(&table)));
+                    providers.insert(name.clone(), table);
+                }
+                RelationRef::Engine { name, .. } => {
+                    views.insert(name.clone());
+                }
+            }
+        }
+        let (tick, mut notices) = self.read_views(world, &relations, &mut providers).await?;
+        let executable = guarded.resolve(&|relation| {
+            let name = match relation {
+                RelationRef::Engine { name, .. } => name.clone(),
+                RelationRef::Lake { name, .. } => name.to_string(),
+            };
+            providers
+                .get(&name)
+                .cloned()
+                .ok_or_else(|| Error::internal(format!("relation \"{name}\" was not resolved")))
+        })?;
+        let state = query::session_state(inner.config.workers, &inner.query_env);
+        let schema = executable.schema();
+        let plan = executable.physical(&state).await?;
+        let batches = query::collect(plan, &state, inner.config.max_result).await?;
+        for (name, table) in sources {
+            let rejected = table.rejected();
+            if rejected > 0 {
+                notices.push(
+                    Notice::warning(format!(
+                        "{rejected} records of source \"{name}\" could not be decoded"
+                    ))
+                    .hint(format!("SELECT * FROM \"{name}$rejected\" shows them")),
+                );
+            }
+        }
+        let mut answer = Answer::rows(schema, batches);
+        answer.tick = tick;
+        answer.snapshots = snapshots;
+        answer.notices = notices;
+        Ok(answer)
+    }
+
+    /// Reads all views of a statement at one tick, and how many row errors they rest on.
+    async fn read_views(
+        &self,
+        world: &World,
+        relations: &[RelationRef],
+        providers: &mut BTreeMap<String, Arc<dyn TableProvider>>,
+    ) -> Result<(Option<u64>, Vec<Notice>)> {
+        let mut ids = BTreeSet::new();
+        let mut errors = BTreeMap::new();
+        for relation in relations {
+            if let RelationRef::Engine {
+                id,
+                name,
+                source: false,
+                ..
+            } = relation
+            {
+                ids.insert(*id);
+                // System relations are read for themselves; errors behind a view concern its rows.
+                if base_name(name) == name {
+                    for upstream in world.upstream(name) {
+                        if let Some(id) = world.entries.get(&upstream).and_then(|e| e.object.errors)
+                        {
+                            errors.insert(id, upstream);
+                        }
+                    }
+                }
+            }
+        }
+        if ids.is_empty() {
+            return Ok((None, Vec::new()));
+        }
+        let all: Vec<RelationId> = ids.iter().copied().chain(errors.keys().copied()).collect();
+        let mut read = self.0.engine.read(&all).await?;
+        for relation in relations {
+            if let RelationRef::Engine {
+                id,
+                name,
+                schema,
+                source: false,
+            } = relation
+            {
+                let batches = read.relations.get(id).cloned().unwrap_or_default();
+                let table = query::memory_table(schema, batches, self.0.config.workers)?;
+                providers.insert(name.clone(), table);
+            }
+        }
+        let mut notices = Vec::new();
+        for (id, view) in errors {
+            let rows: usize = read
+                .relations
+                .remove(&id)
+                .iter()
+                .flatten()
+                .map(RecordBatch::num_rows)
+                .sum();
+            if rows > 0 {
+                let noun = if rows == 1 { "row error" } else { "row errors" };
+                notices.push(
+                    Notice::warning(format!("view \"{view}\" holds {rows} {noun}"))
+                        .hint(format!("SELECT * FROM \"{view}$errors\" shows them")),
+                );
+            }
+        }
+        Ok((Some(read.tick), notices))
+    }
+}
+
+/// A reader of a bounded source.
+fn source_table(world: &World, name: &str) -> Result<SourceTable> {
+    let entry = world.entries.get(name).map(|entry| &entry.detail);
+    let Some(Detail::Source { plan, source, .. }) = entry else {
+        return Err(crate::error::unknown_relation(name));
+    };
+    if !source.bounded() {
+        return Err(Error::unsupported(format!("source \"{name}\" never ends, so it cannot be queried"))
+            .hint(format!(
+                "create a view over it and query that: CREATE MATERIALIZED VIEW … AS SELECT … FROM {name}"
+            )));
+    }
+    Ok(SourceTable::new(plan.clone(), Arc::clone(source)))
+}

@@ -1,0 +1,328 @@
+//! `/metrics`: what the engine counts, in Prometheus' text format.
+//!
+//! The numbers live in the engine; a scrape copies them into a fresh registry, so nothing is counted
+//! twice and relations that are gone vanish.
+
+use std::time::Instant;
+
+use millrace_dataflow::engine::shared::{EngineStats, Status};
+use millrace_dataflow::error::{Error, Result};
+use prometheus::core::Collector;
+use prometheus::{Counter, Encoder, GaugeVec, IntCounterVec, Opts, Registry, TextEncoder};
+use prometheus::{Gauge, IntGaugeVec};
+
+use crate::coordinator::Coordinator;
+
+fn failed(e: prometheus::Error) -> Error {
+    Error::internal(format!("metrics: {e}"))
+}
+
+/// All metrics as text. Without a coordinator (still starting) only those of the process.
+pub fn render(coordinator: Option<&Coordinator>, started: Instant) -> Result<String> {
+    let registry = Registry::new();
+    process(&registry, started)?;
+    gauge(
+        &registry,
+        "millrace_ready",
+        "1 once everything is restored",
+        f64::from(u8::from(coordinator.is_some())),
+    )?;
+    if let Some(coordinator) = coordinator {
+        relations(&registry, &coordinator.status())?;
+        engine(&registry, coordinator.stats())?;
+        let world = coordinator.world();
+        let failed = world
+            .entries
+            .values()
+            .filter(|e| e.failed.is_some())
+            .count();
+        gauge(
+            &registry,
+            "millrace_objects",
+            "Objects in the catalog",
+            world.entries.len() as f64,
+        )?;
+        gauge(
+            &registry,
+            "millrace_objects_failed",
+            "Objects that could not be started",
+            failed as f64,
+        )?;
+    }
+    let mut out = Vec::new();
+    TextEncoder::new()
+        .encode(&registry.gather(), &mut out)
+        .map_err(failed)?;
+    String::from_utf8(out).map_err(|e| Error::internal(e.to_string()))
+}
+
+type Pick<T> = fn(&Status) -> T;
+
+const COUNTERS: &[(&str, &str, Pick<u64>)] = &[
+    ("millrace_rows_in_total", "Rows that arrived", |s| s.rows_in),
+    ("millrace_rows_out_total", "Rows that left", |s| s.rows_out),
+    ("millrace_bytes_in_total", "Bytes that arrived", |s| {
+        s.bytes_in
+    }),
+    ("millrace_bytes_out_total", "Bytes that left", |s| {
+        s.bytes_out
+    }),
+    (
+        "millrace_late_rows_total",
+        "Rows later than the watermark allowed",
+        |s| s.late_rows,
+    ),
+    (
+        "millrace_rejected_rows_total",
+        "Records that could not be decoded",
+        |s| s.rejected_rows,
+    ),
+    (
+        "millrace_error_rows_total",
+        "Rows whose expressions failed",
+        |s| s.error_rows,
+    ),
+];
+
+const GAUGES: &[(&str, &str, Pick<Option<u64>>)] = &[
+    ("millrace_lag_ms", "How far behind the newest tick", |s| {
+        Some(s.lag_ms)
+    }),
+    ("millrace_lag_offsets", "Records known to be unread", |s| {
+        s.lag_offsets
+    }),
+    ("millrace_state_rows", "Rows of state", |s| {
+        Some(s.state_rows)
+    }),
+    ("millrace_state_bytes", "Bytes of state", |s| {
+        Some(s.state_bytes)
+    }),
+    (
+        "millrace_frontier",
+        "Tick below which everything is applied",
+        |s| Some(s.frontier),
+    ),
+    (
+        "millrace_committed_tick",
+        "Tick below which the destination holds everything",
+        |s| s.committed,
+    ),
+];
+
+fn relations(registry: &Registry, status: &[Status]) -> Result<()> {
+    for (name, help, pick) in COUNTERS {
+        let family =
+            IntCounterVec::new(Opts::new(*name, *help), &["relation", "kind"]).map_err(failed)?;
+        for s in status {
+            family
+                .with_label_values(&[s.name.as_str(), s.kind])
+                .inc_by(pick(s));
+        }
+        register(registry, family)?;
+    }
+    for (name, help, pick) in GAUGES {
+        let family =
+            IntGaugeVec::new(Opts::new(*name, *help), &["relation", "kind"]).map_err(failed)?;
+        for s in status {
+            if let Some(value) = pick(s) {
+                let value = i64::try_from(value).unwrap_or(i64::MAX);
+                family
+                    .with_label_values(&[s.name.as_str(), s.kind])
+                    .set(value);
+            }
+        }
+        register(registry, family)?;
+    }
+    let watermark = GaugeVec::new(
+        Opts::new(
+            "millrace_watermark_seconds",
+            "Event time up to which a source claims to be complete",
+        ),
+        &["relation", "kind"],
+    )
+    .map_err(failed)?;
+    let state = IntGaugeVec::new(
+        Opts::new(
+            "millrace_relation_state",
+            "1 for the state the relation is in",
+        ),
+        &["relation", "kind", "state"],
+    )
+    .map_err(failed)?;
+    for s in status {
+        if let Some(value) = s.watermark {
+            let seconds = if value == i64::MAX {
+                f64::INFINITY
+            } else {
+                value as f64 / 1e6
+            };
+            watermark
+                .with_label_values(&[s.name.as_str(), s.kind])
+                .set(seconds);
+        }
+        state
+            .with_label_values(&[s.name.as_str(), s.kind, s.state])
+            .set(1);
+    }
+    register(registry, watermark)?;
+    register(registry, state)
+}
+
+fn engine(registry: &Registry, stats: EngineStats) -> Result<()> {
+    let counters = [
+        (
+            "millrace_ticks_total",
+            "Ticks that were completed",
+            stats.ticks as f64,
+        ),
+        (
+            "millrace_tick_seconds_total",
+            "Time from minting to completion, summed",
+            stats.tick_us as f64 / 1e6,
+        ),
+        (
+            "millrace_checkpoints_total",
+            "Checkpoints taken",
+            stats.checkpoints as f64,
+        ),
+        (
+            "millrace_checkpoint_seconds_total",
+            "Time of checkpoints, summed",
+            stats.checkpoint_ms as f64 / 1e3,
+        ),
+        (
+            "millrace_commits_total",
+            "Commits of sinks",
+            stats.commits as f64,
+        ),
+        (
+            "millrace_commit_seconds_total",
+            "Time of commits, summed",
+            stats.commit_ms as f64 / 1e3,
+        ),
+    ];
+    for (name, help, value) in counters {
+        counter(registry, name, help, value)?;
+    }
+    gauge(
+        registry,
+        "millrace_checkpoint_bytes",
+        "Size of the last checkpoint",
+        stats.checkpoint_bytes as f64,
+    )
+}
+
+fn process(registry: &Registry, started: Instant) -> Result<()> {
+    let (cpu, resident) = usage();
+    counter(
+        registry,
+        "millrace_process_cpu_seconds_total",
+        "CPU time of the service",
+        cpu,
+    )?;
+    gauge(
+        registry,
+        "millrace_process_resident_bytes",
+        "Resident memory of the service",
+        resident,
+    )?;
+    gauge(
+        registry,
+        "millrace_uptime_seconds",
+        "Time since the service started",
+        started.elapsed().as_secs_f64(),
+    )
+}
+
+/// CPU seconds and resident bytes of this process.
+fn usage() -> (f64, f64) {
+    // SAFETY: `getrusage` fills the structure it is given; zero is a valid value of all its fields.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage
+    };
+    let seconds = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
+    let cpu = seconds(usage.ru_utime) + seconds(usage.ru_stime);
+    // SAFETY: plain query.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as f64;
+    let resident = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|text| text.split_whitespace().nth(1)?.parse::<f64>().ok())
+        .map_or(usage.ru_maxrss as f64 * 1024.0, |pages| pages * page);
+    (cpu, resident)
+}
+
+fn counter(registry: &Registry, name: &str, help: &str, value: f64) -> Result<()> {
+    let metric = Counter::new(name, help).map_err(failed)?;
+    metric.inc_by(value);
+    register(registry, metric)
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str, value: f64) -> Result<()> {
+    let metric = Gauge::new(name, help).map_err(failed)?;
+    metric.set(value);
+    register(registry, metric)
+}
+
+fn register(registry: &Registry, metric: impl Collector + 'static) -> Result<()> {
+    registry.register(Box::new(metric)).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_starting_service_shows_the_process() {
+        let text = render(None, Instant::now()).expect("rendered");
+        assert!(text.contains("millrace_ready 0"), "{text}");
+        let resident = text
+            .lines()
+            .find_map(|l| l.strip_prefix("millrace_process_resident_bytes "));
+        assert!(resident.expect("shown").parse::<f64>().expect("a number") > 1e6);
+    }
+
+    #[test]
+    fn relations_are_labelled_and_an_ended_source_is_at_infinity() {
+        let registry = Registry::new();
+        let status = Status {
+            id: millrace_dataflow::plan::RelationId(1),
+            name: "bids".to_string(),
+            kind: "source",
+            state: "finished",
+            frontier: 5,
+            watermark: Some(i64::MAX),
+            lag_ms: 0,
+            lag_offsets: Some(3),
+            rows_in: 10,
+            rows_out: 10,
+            bytes_in: 100,
+            bytes_out: 0,
+            state_rows: 0,
+            state_bytes: 0,
+            late_rows: 0,
+            rejected_rows: 2,
+            error_rows: 0,
+            last_error: None,
+            offsets: std::collections::BTreeMap::new(),
+            committed: None,
+        };
+        relations(&registry, &[status]).expect("registered");
+        let mut out = Vec::new();
+        TextEncoder::new()
+            .encode(&registry.gather(), &mut out)
+            .expect("encoded");
+        let text = String::from_utf8(out).expect("text");
+        for line in [
+            "millrace_rows_in_total{kind=\"source\",relation=\"bids\"} 10",
+            "millrace_rejected_rows_total{kind=\"source\",relation=\"bids\"} 2",
+            "millrace_lag_offsets{kind=\"source\",relation=\"bids\"} 3",
+            "millrace_watermark_seconds{kind=\"source\",relation=\"bids\"} inf",
+            "millrace_relation_state{kind=\"source\",relation=\"bids\",state=\"finished\"} 1",
+        ] {
+            assert!(text.contains(line), "{line} is not in:\n{text}");
+        }
+        assert!(!text.contains("millrace_committed_tick{"), "{text}");
+    }
+}

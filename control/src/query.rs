@@ -1,0 +1,89 @@
+//! One-shot reads on DataFusion: contents of views in memory, bounded sources, execution to the end.
+//!
+//! # Contract
+//!
+//! * Everything here runs on the threads of queries and ends when its future is dropped.
+//! * Memory is bounded: that of operators by the pool all queries share, that of the answer by
+//!   `max_result`.
+
+pub mod source_table;
+
+use std::sync::Arc;
+
+use arrow::array::{RecordBatch, RecordBatchOptions};
+use arrow::datatypes::SchemaRef;
+use datafusion::catalog::{MemTable, TableProvider};
+use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::execution::{SessionState, SessionStateBuilder};
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
+use futures::StreamExt;
+use millrace_dataflow::error::{Error, Result};
+use millrace_sql::execution_error;
+
+pub use source_table::SourceTable;
+
+/// Rows of a memory table's batches: small enough to spread over threads.
+const BATCH_ROWS: usize = 8192;
+
+/// Session of one query: our functions and rules, the shared memory and scratch space.
+pub fn session_state(workers: usize, env: &Arc<RuntimeEnv>) -> SessionState {
+    SessionStateBuilder::new_from_existing(millrace_sql::query::session_state(workers))
+        .with_runtime_env(Arc::clone(env))
+        .build()
+}
+
+/// Runs a plan to its end.
+pub async fn collect(
+    plan: Arc<dyn ExecutionPlan>,
+    state: &SessionState,
+    max_bytes: usize,
+) -> Result<Vec<RecordBatch>> {
+    let mut stream = execute_stream(plan, state.task_ctx()).map_err(execution_error)?;
+    let mut batches = Vec::new();
+    let mut bytes = 0_usize;
+    while let Some(batch) = stream.next().await {
+        let batch = batch.map_err(execution_error)?;
+        bytes = bytes.saturating_add(batch.get_array_memory_size());
+        if bytes > max_bytes {
+            return Err(Error::invalid(format!(
+                "the answer is larger than {} MiB",
+                max_bytes >> 20
+            ))
+            .code("54000")
+            .hint("add a LIMIT, aggregate, or raise --max-result"));
+        }
+        if batch.num_rows() > 0 {
+            batches.push(batch);
+        }
+    }
+    Ok(batches)
+}
+
+/// Contents of a view as a table, spread over `partitions`.
+pub fn memory_table(
+    schema: &SchemaRef,
+    batches: Vec<RecordBatch>,
+    partitions: usize,
+) -> Result<Arc<dyn TableProvider>> {
+    let partitions = partitions.max(1);
+    let mut spread: Vec<Vec<RecordBatch>> = vec![Vec::new(); partitions];
+    let mut next = 0;
+    for batch in batches {
+        let mut offset = 0;
+        while offset < batch.num_rows() {
+            let rows = BATCH_ROWS.min(batch.num_rows() - offset);
+            spread[next % partitions].push(with_schema(schema, &batch.slice(offset, rows))?);
+            offset += rows;
+            next += 1;
+        }
+    }
+    let table = MemTable::try_new(Arc::clone(schema), spread).map_err(execution_error)?;
+    Ok(Arc::new(table))
+}
+
+/// The same columns under the schema that planning knows (metadata may differ).
+fn with_schema(schema: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch> {
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    RecordBatch::try_new_with_options(Arc::clone(schema), batch.columns().to_vec(), &options)
+        .map_err(|e| Error::internal(format!("contents do not fit their schema: {e}")))
+}
