@@ -1,0 +1,70 @@
+# What one does here; `make` alone lists the targets. Nothing is needed beyond Rust and a C toolchain,
+# except for the tests: Java 17 and Maven for a broker, Python 3.10 for an independent reader.
+
+# In CI the artifacts live outside the clone, so that a repeated run is quick.
+ifndef CARGO_TARGET_DIR
+ifdef CI
+export CARGO_TARGET_DIR := $(HOME)/.cache/millrace-target
+endif
+endif
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+# Dependencies are compiled once, optimised, for everything (see the profiles in Cargo.toml). A
+# release differs in our own crates only: optimised, without assertions, hence without failpoints.
+RELEASE := CARGO_PROFILE_DEV_OPT_LEVEL=3 CARGO_PROFILE_DEV_DEBUG_ASSERTIONS=false CARGO_PROFILE_DEV_OVERFLOW_CHECKS=false
+
+export MILLRACE_TEST_KAFKA ?= 127.0.0.1:9092
+SERVICES := tests/services
+
+.PHONY: help build demo test test-unit test-slt test-crash test-http check fmt bench idle services-start services-stop
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-15s %s\n", $$1, $$2 }'
+
+build: ## Build the binary: target/release/millrace
+	@$(RELEASE) cargo build --workspace --bins
+	@mkdir -p target/release
+	@cp -f $(TARGET)/debug/millrace target/release/millrace.new && mv -f target/release/millrace.new target/release/millrace
+	@echo "built target/release/millrace"
+
+demo: build ## Run the Nexmark pipeline and watch it (Ctrl-C ends it)
+	@demo/demo.sh target/release/millrace
+
+test: ## Install what the tests need and run everything that CI runs
+	@tests/run.sh
+
+test-unit: ## Run the unit tests alone
+	@cargo test --workspace --lib --bins
+
+test-slt: ## Run the SQL corpus alone (MILLRACE_SLT=joins picks files)
+	@$(SERVICES)/kafka.sh start >/dev/null
+	@cargo build --workspace --all-targets && cargo test --workspace --test slt
+
+test-crash: ## Run the crash tests alone
+	@$(SERVICES)/kafka.sh start >/dev/null && $(SERVICES)/pyiceberg.sh install
+	@cargo build --workspace --all-targets && cargo test --workspace --test crash -- --nocapture --test-threads 1
+
+test-http: ## Run the tests of the HTTP API and of outside services alone
+	@$(SERVICES)/kafka.sh start >/dev/null && $(SERVICES)/pyiceberg.sh install
+	@cargo build --workspace --all-targets && cargo test --workspace --test http --test services
+
+check: ## Check format and lints
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets -- -D warnings
+
+fmt: ## Format the sources
+	@cargo fmt --all
+
+bench: ## Measure Nexmark (see benches/)
+	@$(RELEASE) cargo build --workspace --bins
+	@$(RELEASE) cargo run --workspace --bin millrace-benches
+
+idle: build ## Measure the CPU time of a server whose sources are quiet (takes a minute)
+	@tests/idle.sh target/release/millrace
+
+services-start: ## Start the broker of the tests
+	@$(SERVICES)/kafka.sh start
+
+services-stop: ## Stop it
+	@$(SERVICES)/kafka.sh stop

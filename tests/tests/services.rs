@@ -1,0 +1,260 @@
+//! Sources and sinks against real parts: bad records, absent topics, a broker that goes and comes.
+
+use std::time::Duration;
+
+use millrace_tests::kafka::{OwnBroker, Topic, Writer, broker};
+use millrace_tests::lake::{ledger, python};
+use millrace_tests::server::{Fed, Server};
+use millrace_tests::wait;
+use serde_json::json;
+
+const LIMIT: Duration = Duration::from_secs(120);
+const FLAGS: &[&str] = &[
+    "--workers",
+    "2",
+    "--checkpoint-interval",
+    "300ms",
+    "--commit-interval",
+    "300ms",
+];
+
+fn source(name: &str, broker: &str, topic: &str) -> String {
+    format!(
+        "CREATE SOURCE {name} (id BIGINT, name VARCHAR, at TIMESTAMP)
+         WITH (connector = 'kafka', bootstrap_servers = '{broker}', topic = '{topic}', format = 'json', start = 'earliest')"
+    )
+}
+
+#[test]
+fn records_that_do_not_decode_are_kept() {
+    let Some(broker) = broker() else { return };
+    let topic = Topic::create(&broker, "bad", 2);
+    let mut writer = Writer::new(&broker);
+    let records: &[&[u8]] = &[
+        b"{\"id\": 1, \"name\": \"a\"}",
+        b"not json",
+        b"{\"id\": \"text\", \"name\": \"b\"}",
+        b"{\"id\": 2, \"name\": \"c\", \"at\": \"2024-01-01T00:00:00Z\", \"more\": [1, {}]}",
+        b"\xff\xfe",
+        b"{\"id\": 3, \"name\": \"cut",
+        b"{\"id\": 99999999999999999999}",
+        b"[1, 2]",
+        b"",
+        b"{\"id\": 4}",
+    ];
+    for (i, record) in records.iter().enumerate() {
+        writer.send(&topic, (i % 2) as i32, record);
+    }
+    writer.flush();
+    let mut server = Server::start(FLAGS);
+    server.run(&source("r", &broker, &topic.name));
+    server.run("CREATE MATERIALIZED VIEW good AS SELECT id, name FROM r");
+    server.caught_up(&[Fed::Records("r", records.len() as u64)], LIMIT);
+    let check = |server: &Server| {
+        let rows = server.rows("SELECT id, name FROM good ORDER BY id");
+        assert_eq!(rows, [json!([1, "a"]), json!([2, "c"]), json!([4, null])]);
+        let rejected = server.rows("SELECT * FROM r$rejected");
+        assert_eq!(rejected.len(), 7, "{rejected:?}");
+        let row = server.one("sources", "r").expect("listed");
+        assert_eq!(row["rejected_rows"], 7, "{row}");
+    };
+    check(&server);
+    // Bytes, partition, offset and reason: enough to find and to replay each.
+    let columns: Vec<String> = server
+        .rows("DESCRIBE r$rejected")
+        .iter()
+        .map(|row| row[0].as_str().unwrap_or_default().to_lowercase())
+        .collect();
+    for part in ["bytes", "offset", "reason"] {
+        assert!(
+            columns.iter().any(|c| c.contains(part)),
+            "{part} is in {columns:?}"
+        );
+    }
+    assert!(
+        columns
+            .iter()
+            .any(|c| c.contains("partition") || c.contains("split")),
+        "{columns:?}"
+    );
+    server.kill();
+    server.start_again(&[]);
+    server.caught_up(&[Fed::Records("r", records.len() as u64)], LIMIT);
+    check(&server);
+    let text = server.get("/metrics").text();
+    assert!(
+        text.lines()
+            .any(|l| l.starts_with("millrace_rejected_rows_total") && l.ends_with(" 7")),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_is_missing_is_said_at_creation() {
+    let Some(broker) = broker() else { return };
+    let server = Server::start(FLAGS);
+    let error = server.error(&source("r", &broker, "no-such-topic-of-this-name"));
+    assert!(
+        error["message"]
+            .as_str()
+            .is_some_and(|m| m.contains("no-such-topic-of-this-name")),
+        "{error}"
+    );
+    assert!(error["hint"].is_string(), "{error}");
+    let answer = server.post_sql(&json!({"sql": source("r", "127.0.0.1:1", "x")}), &[]);
+    assert!([400, 503].contains(&answer.status), "{}", answer.text());
+    let error = answer.json()["error"].clone();
+    assert!(
+        error["message"]
+            .as_str()
+            .is_some_and(|m| m.contains("127.0.0.1:1")),
+        "{error}"
+    );
+    assert!(error["hint"].is_string(), "{error}");
+    let wrong = source("r", &broker, "x").replace("'json'", "'jsn'");
+    assert!(
+        server.error(&wrong)["hint"]
+            .as_str()
+            .is_some_and(|h| h.contains("json"))
+    );
+    let wrong = source("r", &broker, "x").replace("'earliest'", "'yesterday'");
+    assert!(server.error(&wrong)["hint"].is_string());
+    // Nothing of it is left behind.
+    assert!(server.list("sources").is_empty());
+}
+
+#[test]
+fn a_broker_goes_and_comes_back() {
+    if broker().is_none() {
+        return;
+    }
+    let own = OwnBroker::new();
+    own.start();
+    let topic = Topic::create(&own.address(), "away", 1);
+    let mut writer = Writer::new(&own.address());
+    let send = |writer: &mut Writer, ids: std::ops::Range<u64>| {
+        for id in ids {
+            writer.send(
+                &topic,
+                0,
+                json!({"id": id, "name": "x"}).to_string().as_bytes(),
+            );
+        }
+        writer.flush();
+    };
+    send(&mut writer, 0..1_000);
+    let mut server = Server::start(FLAGS);
+    server.run(&source("r", &own.address(), &topic.name));
+    server.run("CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n, max(id) AS last FROM r");
+    server.caught_up(&[Fed::Records("r", 1_000)], LIMIT);
+    assert_eq!(server.rows("SELECT n, last FROM n"), [json!([1_000, 999])]);
+
+    own.stop();
+    wait::until("the source to say that the broker is away", LIMIT, || {
+        let row = server.one("sources", "r").ok_or("gone")?;
+        if row["last_error"].is_string() {
+            Ok(())
+        } else {
+            Err(row.to_string())
+        }
+    });
+    // Everything else goes on, through a restart too.
+    assert_eq!(server.rows("SELECT n FROM n"), [json!([1_000])]);
+    server.kill();
+    server.start_again(&[]);
+    wait::until("the view to be restored", LIMIT, || {
+        let answer = server.sql("SELECT n FROM n");
+        if answer["results"][0]["rows"] == json!([[1_000]]) {
+            Ok(())
+        } else {
+            Err(answer.to_string())
+        }
+    });
+
+    own.start();
+    send(&mut writer, 1_000..1_500);
+    server.caught_up(&[Fed::Records("r", 1_500)], LIMIT);
+    assert_eq!(
+        server.rows("SELECT n, last FROM n"),
+        [json!([1_500, 1_499])]
+    );
+    wait::until("the trouble to be over", LIMIT, || {
+        let row = server.one("sources", "r").ok_or("gone")?;
+        if row["last_error"].is_null() {
+            Ok(())
+        } else {
+            Err(row.to_string())
+        }
+    });
+}
+
+#[test]
+fn files_of_all_formats_and_retractions_reach_the_lake() {
+    let Some(python) = python() else { return };
+    let mut server = Server::start(FLAGS);
+    let folder = server.scratch().to_path_buf();
+    let write = |name: &str, text: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).expect("written");
+        path.to_string_lossy().into_owned()
+    };
+    let csv = write(
+        "a.csv",
+        "id,name,price\n1,ann,1.50\n2,\"b, c\",\n3,,2.25\nx,bad,1\n",
+    );
+    server.run(&format!(
+        "CREATE SOURCE c (id BIGINT, name VARCHAR, price DECIMAL(10,2))
+         WITH (connector = 'files', format = 'csv', path = '{csv}')"
+    ));
+    server.run("CREATE SINK c_out FROM c INTO lake.files.c");
+    let changes = write(
+        "ch.json",
+        "{\"op\":\"+\",\"k\":\"a\",\"v\":1}\n{\"op\":\"+\",\"k\":\"b\",\"v\":2}\n{\"op\":\"-\",\"k\":\"a\",\"v\":1}\n",
+    );
+    server.run(&format!(
+        "CREATE SOURCE ch (k VARCHAR, v BIGINT) WITH (connector = 'files', format = 'json', changelog = 'op', path = '{changes}')"
+    ));
+    // A retracting input is refused, unless the sink keeps the log of changes.
+    let error = server.error("CREATE SINK no FROM ch INTO lake.files.no");
+    assert!(
+        error["hint"]
+            .as_str()
+            .is_some_and(|h| h.contains("changelog")),
+        "{error}"
+    );
+    server.run("CREATE SINK log FROM ch INTO lake.files.log WITH (changelog = 'op')");
+    server.caught_up(&[Fed::Ended("c"), Fed::Ended("ch")], LIMIT);
+    let tick = server.one("sources", "ch").expect("listed")["frontier"]
+        .as_u64()
+        .expect("a tick");
+    for sink in ["c_out", "log"] {
+        server.committed(sink, tick, LIMIT);
+    }
+    let rows = server.rows("SELECT id, name, price FROM lake.files.c ORDER BY id");
+    assert_eq!(
+        rows,
+        [
+            json!([1, "ann", "1.50"]),
+            json!([2, "b, c", null]),
+            json!([3, null, "2.25"])
+        ]
+    );
+    assert_eq!(server.rows("SELECT count(*) FROM c$rejected"), [json!([1])]);
+    let log = server.rows("SELECT k, v, sum(CASE WHEN op = '+' THEN 1 ELSE -1 END) AS net FROM lake.files.log GROUP BY k, v ORDER BY k");
+    assert_eq!(log, [json!(["a", 1, "0"]), json!(["b", 2, "1"])]);
+    // An existing table of another form is refused.
+    let error = server.error("CREATE SINK wrong FROM c INTO lake.files.log");
+    assert!(error["message"].is_string(), "{error}");
+    assert!(server.terminate().success());
+    let report = ledger(&python, &server.data_dir(), &["read", "files.c"]);
+    let mut rows = report["rows"].as_array().expect("rows").clone();
+    rows.sort_by_key(ToString::to_string);
+    assert_eq!(
+        rows,
+        [
+            json!([1, "ann", "1.50"]),
+            json!([2, "b, c", null]),
+            json!([3, null, "2.25"])
+        ]
+    );
+}
