@@ -9,7 +9,7 @@
 //! * `Unavailable` is retried with back-off and never loses records; any other error stops this
 //!   source alone, and is shown in its status.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -290,7 +290,8 @@ struct Pending {
     rows: usize,
     bytes: usize,
     running: usize,
-    trouble: Option<String>,
+    /// By reader: one that is well must not hide what ails another.
+    trouble: BTreeMap<usize, String>,
     failed: Option<Error>,
 }
 
@@ -330,7 +331,7 @@ impl Ingest {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new()
                 .name(format!("read-{name}-{index}"))
-                .spawn(move || shared.run(reader, preparer))
+                .spawn(move || shared.run(index, reader, preparer))
                 .map_err(|e| Error::unavailable(e.to_string()))?;
         }
         Ok(Self { shared })
@@ -367,7 +368,10 @@ impl Ingest {
     /// Temporary trouble (being retried), or the error that stopped the source.
     pub fn trouble(&self) -> (Option<String>, Option<Error>) {
         let pending = lock(&self.shared.pending);
-        (pending.trouble.clone(), pending.failed.clone())
+        (
+            pending.trouble.values().next().cloned(),
+            pending.failed.clone(),
+        )
     }
 
     /// Records read ahead and not yet bound.
@@ -384,7 +388,7 @@ impl Drop for Ingest {
 }
 
 impl Shared {
-    fn run(&self, mut reader: Box<dyn Reader>, mut preparer: Preparer) {
+    fn run(&self, index: usize, mut reader: Box<dyn Reader>, mut preparer: Preparer) {
         let mut pause = Duration::from_millis(100);
         while !self.stop.load(Ordering::Relaxed) {
             env::failpoint("source.poll.after");
@@ -392,17 +396,17 @@ impl Shared {
                 Ok(Polled::Chunk(chunk)) => {
                     pause = Duration::from_millis(100);
                     let prepared = preparer.prepare(chunk);
-                    self.push(prepared);
+                    self.push(index, prepared);
                 }
                 Ok(Polled::Idle | Polled::AtLimit) => {
                     pause = Duration::from_millis(100);
-                    if lock(&self.pending).trouble.take().is_some() {
+                    if lock(&self.pending).trouble.remove(&index).is_some() {
                         self.signal.raise();
                     }
                 }
                 Ok(Polled::End) => break,
                 Err(e) if e.kind == ErrorKind::Unavailable => {
-                    lock(&self.pending).trouble = Some(e.message.clone());
+                    lock(&self.pending).trouble.insert(index, e.message.clone());
                     self.signal.raise();
                     self.nap(pause);
                     pause = (pause * 2).min(Duration::from_secs(5));
@@ -418,7 +422,7 @@ impl Shared {
         self.signal.raise();
     }
 
-    fn push(&self, prepared: Prepared) {
+    fn push(&self, index: usize, prepared: Prepared) {
         let mut pending = lock(&self.pending);
         while (pending.rows >= QUEUE_ROWS || pending.bytes >= QUEUE_BYTES)
             && !self.stop.load(Ordering::Relaxed)
@@ -428,7 +432,7 @@ impl Shared {
                 .wait(pending)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        pending.trouble = None;
+        pending.trouble.remove(&index);
         pending.rows += prepared.rows();
         pending.bytes += prepared.bytes as usize;
         pending.chunks.push_back(prepared);
