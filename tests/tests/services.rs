@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use millrace_tests::kafka::{OwnBroker, Topic, Writer, broker};
+use millrace_tests::kafka::{Topic, Writer, broker};
 use millrace_tests::lake::{ledger, python};
 use millrace_tests::server::{Fed, Server};
-use millrace_tests::wait;
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -121,71 +120,6 @@ fn what_is_missing_is_said_at_creation() {
     assert!(server.error(&wrong)["hint"].is_string());
     // Nothing of it is left behind.
     assert!(server.list("sources").is_empty());
-}
-
-#[test]
-fn a_broker_goes_and_comes_back() {
-    if broker().is_none() {
-        return;
-    }
-    let own = OwnBroker::new();
-    own.start();
-    let topic = Topic::create(&own.address(), "away", 1);
-    let mut writer = Writer::new(&own.address());
-    let send = |writer: &mut Writer, ids: std::ops::Range<u64>| {
-        for id in ids {
-            writer.send(
-                &topic,
-                0,
-                json!({"id": id, "name": "x"}).to_string().as_bytes(),
-            );
-        }
-        writer.flush();
-    };
-    send(&mut writer, 0..1_000);
-    let mut server = Server::start(FLAGS);
-    server.run(&source("r", &own.address(), &topic.name));
-    server.run("CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n, max(id) AS last FROM r");
-    server.caught_up(&[Fed::Records("r", 1_000)], LIMIT);
-    assert_eq!(server.rows("SELECT n, last FROM n"), [json!([1_000, 999])]);
-
-    own.stop();
-    wait::until("the source to say that the broker is away", LIMIT, || {
-        let row = server.one("sources", "r").ok_or("gone")?;
-        if row["last_error"].is_string() {
-            Ok(())
-        } else {
-            Err(row.to_string())
-        }
-    });
-    // Everything else goes on, through a restart too.
-    assert_eq!(server.rows("SELECT n FROM n"), [json!([1_000])]);
-    server.kill();
-    server.start_again(&[]);
-    wait::until("the view to be restored", LIMIT, || {
-        let answer = server.sql("SELECT n FROM n");
-        if answer["results"][0]["rows"] == json!([[1_000]]) {
-            Ok(())
-        } else {
-            Err(answer.to_string())
-        }
-    });
-
-    own.start();
-    send(&mut writer, 1_000..1_500);
-    server.caught_up(&[Fed::Records("r", 1_500)], LIMIT);
-    assert_eq!(
-        server.rows("SELECT n, last FROM n"),
-        [json!([1_500, 1_499])]
-    );
-    wait::until("the trouble to be over", LIMIT, || {
-        let row = server.one("sources", "r").ok_or("gone")?;
-        if row["last_error"].is_null() {
-            Ok(())
-        } else {
-            Err(row.to_string())
-        }
-    });
 }
 
 #[test]
