@@ -1,4 +1,4 @@
-//! Sources and sinks against real parts: bad records, absent topics, a broker that goes and comes.
+//! Sources and sinks against real parts: bad records, absent topics and brokers.
 
 use std::time::Duration;
 
