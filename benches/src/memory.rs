@@ -107,9 +107,14 @@ impl Reader for MemoryReader {
         if limit.is_some_and(|l| l.0.get("0").is_none_or(|l| end > l)) {
             return Ok(Polled::AtLimit);
         }
+        let begin = match self.next {
+            0 => 0,
+            next => self.batches[next - 1].0,
+        };
         self.next += 1;
         Ok(Polled::Chunk(Chunk {
             split: "0".into(),
+            begin,
             end: *end,
             batch: batch
                 .project(&self.projection)

@@ -172,6 +172,7 @@ impl Source for GeneratorSource {
             output: Arc::new(output),
             split: SPLIT.into(),
             next: start.0.get(SPLIT).copied().unwrap_or(0),
+            told: start.0.get(SPLIT).copied().unwrap_or(0),
             paced_at_us: env::now_us(),
             credit: 0.0,
         })])
@@ -193,6 +194,8 @@ struct GeneratorReader {
     split: Arc<str>,
     /// Next event number.
     next: u64,
+    /// The `end` of the last chunk.
+    told: u64,
     /// When the credit was last brought up to date.
     paced_at_us: i64,
     /// Events that are due.
@@ -274,6 +277,7 @@ impl Reader for GeneratorReader {
         let known = self.source.max_events.or(limit);
         Ok(Polled::Chunk(Chunk {
             split: Arc::clone(&self.split),
+            begin: std::mem::replace(&mut self.told, end),
             end,
             bytes: batch.get_array_memory_size() as u64,
             batch,

@@ -133,4 +133,7 @@ impl Source for KafkaSource {
     fn append_only(&self) -> bool {
         true
     }
+    fn begins_where_first_read(&self) -> bool {
+        self.config.start == Start::Latest
+    }
 }

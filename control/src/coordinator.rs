@@ -28,10 +28,12 @@ mod world;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use arrow::datatypes::SchemaRef;
 use datafusion::common::ScalarValue;
 use datafusion::execution::runtime_env::RuntimeEnv;
-use millrace_dataflow::engine::Engine;
 use millrace_dataflow::engine::shared::{EngineStats, Status};
+use millrace_dataflow::engine::subscribe::Subscription;
+use millrace_dataflow::engine::{Engine, Waiting};
 use millrace_dataflow::error::{Error, Result};
 use millrace_sql::bind::{Bound, bind};
 use millrace_sql::guard::Policy;
@@ -75,9 +77,9 @@ impl std::fmt::Debug for Coordinator {
 }
 
 impl Coordinator {
-    /// Restores everything the catalog holds and starts it.
-    pub async fn start(config: Config, catalog: SqliteCatalog) -> Result<Self> {
-        restore::start(config, catalog).await
+    /// Restores everything the catalog holds and starts it; `waiting` says what holds that up.
+    pub async fn start(config: Config, catalog: SqliteCatalog, waiting: Waiting) -> Result<Self> {
+        restore::start(config, catalog, waiting).await
     }
 
     /// Runs one statement.
@@ -106,6 +108,10 @@ impl Coordinator {
             Bound::ShowCreate { kind, name } => show::show_create(&world, kind, &name),
             Bound::Describe(def) => show::describe(def),
             Bound::Explain(def) => explain::explain(def, &self.0.policy),
+            Bound::Subscribe(_) => Err(Error::unsupported(
+                "SUBSCRIBE answers without end, so it cannot stand among other statements",
+            )
+            .hint("send it as the only statement of a request")),
             change => {
                 let lock =
                     lock.ok_or_else(|| Error::internal("a change without the writer's lock"))?;
@@ -137,6 +143,20 @@ impl Coordinator {
         };
         work.await
             .map_err(|e| Error::internal(format!("the statement did not finish: {e}")))?
+    }
+
+    /// Begins to follow the relation of a SUBSCRIBE.
+    pub async fn subscribe(&self, parsed: Parsed) -> Result<(SchemaRef, Subscription)> {
+        let purified = purify(parsed, &self.0.outside).await?;
+        let world = self.world();
+        let picture = world.picture_with(&purified.lake);
+        match bind(purified, &picture, &[]).map_err(|e| world.explain_missing(e))? {
+            Bound::Subscribe(def) => {
+                let subscription = self.0.engine.subscribe(def.relation).await?;
+                Ok((def.schema, subscription))
+            }
+            _ => Err(Error::internal("not a SUBSCRIBE")),
+        }
     }
 
     /// What exists now.

@@ -50,10 +50,31 @@ pub fn duplicate_relation(name: &str) -> Error {
 }
 
 /// The server is still restoring (`57P03`, PostgreSQL's `cannot_connect_now`).
-pub fn starting() -> Error {
-    Error::unavailable("the server is starting")
+///
+/// `waiting` names a source that is away and has to be read again before anything can be shown.
+pub fn starting(waiting: Option<&(String, Error)>) -> Error {
+    let error = Error::unavailable("the server is starting")
         .code("57P03")
-        .hint("try again in a moment; /readyz tells when")
+        .hint("try again in a moment; /readyz tells when");
+    match waiting {
+        None => error,
+        Some((source, trouble)) => error.detail(format!(
+            "source \"{source}\" was read shortly before the stop and is needed again: {}",
+            trouble.message
+        )),
+    }
+}
+
+/// What was asked for ends with the server (`57P01`).
+pub fn stopping() -> Error {
+    Error::unavailable("the server is stopping")
+        .code("57P01")
+        .hint("subscribe again once it is back")
+}
+
+/// What was followed is not there any more.
+pub fn gone() -> Error {
+    Error::new(ErrorKind::NotFound, "the relation was dropped").code("42P01")
 }
 
 /// Another server has taken over the data directory (`57P01`, PostgreSQL's `admin_shutdown`).

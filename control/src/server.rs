@@ -10,9 +10,10 @@
 pub mod http;
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use millrace_dataflow::engine::Waiting;
 use millrace_dataflow::error::{Error, Result};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -39,16 +40,19 @@ pub struct Service {
     pub config: Config,
     pub started: Instant,
     coordinator: watch::Sender<Option<Coordinator>>,
+    /// What holds up the start, if something outside does.
+    waiting: Waiting,
+    stopped: watch::Receiver<bool>,
     queries: tokio::runtime::Handle,
 }
 
 impl Service {
     /// The coordinator, once everything is restored.
     pub fn coordinator(&self) -> Result<Coordinator> {
-        self.coordinator
-            .borrow()
-            .clone()
-            .ok_or_else(crate::error::starting)
+        self.coordinator.borrow().clone().ok_or_else(|| {
+            let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            crate::error::starting(waiting.as_ref())
+        })
     }
 
     /// The coordinator; a request that comes during a restart waits a moment for it.
@@ -56,6 +60,11 @@ impl Service {
         let mut coordinator = self.coordinator.subscribe();
         let _ = tokio::time::timeout(PATIENCE, coordinator.wait_for(Option::is_some)).await;
         self.coordinator()
+    }
+
+    /// Becomes true when the server stops.
+    pub fn stopped(&self) -> watch::Receiver<bool> {
+        self.stopped.clone()
     }
 
     /// A session for one request.
@@ -119,13 +128,15 @@ impl Server {
             .thread_stack_size(QUERY_STACK)
             .enable_all()
             .build()?;
+        let (stopping, stopped) = watch::channel(false);
         let service = Arc::new(Service {
             config,
             started: Instant::now(),
             coordinator: watch::Sender::new(None),
+            waiting: Waiting::default(),
+            stopped: stopped.clone(),
             queries: query_threads.handle().clone(),
         });
-        let (stopping, stopped) = watch::channel(false);
         let http = tokio::spawn(http::serve(listener, Arc::clone(&service), stopped));
         Ok(Self {
             service,
@@ -148,7 +159,8 @@ impl Server {
         })?;
         let holder = format!("pid {} at {}", std::process::id(), self.address);
         let catalog = SqliteCatalog::open(&config.data_dir, &holder).await?;
-        let coordinator = Coordinator::start(config, catalog).await?;
+        let coordinator =
+            Coordinator::start(config, catalog, Waiting::clone(&self.service.waiting)).await?;
         self.service.coordinator.send_replace(Some(coordinator));
         Ok(())
     }

@@ -9,8 +9,10 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::common::ScalarValue;
-use millrace_dataflow::error::Error;
+use millrace_dataflow::engine::subscribe::Subscription;
+use millrace_dataflow::error::{Error, Result};
 use millrace_dataflow::time::Tick;
+use millrace_sql::parse::Parsed;
 
 use crate::coordinator::Coordinator;
 
@@ -117,6 +119,25 @@ impl Session {
     pub fn count_statements(script: &str) -> usize {
         let parsed = millrace_sql::parse::parse(script);
         parsed.statements.len() + usize::from(parsed.error.is_some())
+    }
+
+    /// The statement of a script that is nothing but a SUBSCRIBE.
+    pub fn subscribe_of(script: &str) -> Option<Parsed> {
+        // Most scripts are none, and need not be parsed twice.
+        let word = script.trim_start().get(..9)?;
+        if !word.eq_ignore_ascii_case("subscribe") {
+            return None;
+        }
+        let mut parsed = millrace_sql::parse::parse(script);
+        match (parsed.statements.len(), &parsed.error) {
+            (1, None) => parsed.statements.pop(),
+            _ => None,
+        }
+    }
+
+    /// Begins to follow a relation.
+    pub async fn subscribe(&self, parsed: Parsed) -> Result<(SchemaRef, Subscription)> {
+        self.coordinator.subscribe(parsed).await
     }
 
     /// Runs a script, one statement after the other, until its end or the first error.

@@ -6,14 +6,15 @@
 //!    tick: no I/O, pages are shared, later writes copy.
 //! 2. The collector gathers the parts of all workers, the positions of sources at F and the
 //!    committables of sinks up to F; it waits until the bindings up to F are durable.
-//! 3. It writes one object per worker, then the manifest (put-if-absent), then moves `latest` by
+//! 3. It writes one object per worker with what has changed (see [`increment`]), then the manifest (put-if-absent), then moves `latest` by
 //!    compare-and-set in the metadata store, which refuses an older incarnation.
-//! 4. Only then objects of checkpoints before the last two, and remap segments below the oldest
-//!    kept, are garbage.
+//! 4. Only then objects that neither of the last two manifests names, and remap segments below the
+//!    oldest kept, are garbage.
 //!
 //! A crash before 3 ends leaves objects nobody refers to; a crash after it begins at F.
 
 pub mod collector;
+mod increment;
 pub mod manifest;
 pub mod store;
 

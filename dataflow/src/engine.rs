@@ -14,6 +14,7 @@ pub mod shared;
 pub mod sinks;
 mod start;
 mod status;
+pub mod subscribe;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -28,11 +29,11 @@ use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
 use crate::checkpoint::PartSender;
 use crate::checkpoint::collector::Finished;
 use crate::error::{Error, ErrorKind, Result};
+use crate::follow::Follower;
 use crate::ingest::{Signal, lock};
 use crate::plan::{Plan, RelationId, SourcePlan};
 use crate::sink::Sink;
 use crate::source::Source;
-use crate::tick::ReadMark;
 use crate::time::Tick;
 use crate::worker::command::{Command, InputInfo, Progress};
 use minter::Request;
@@ -54,7 +55,12 @@ pub struct EngineConfig {
     pub commit_interval: Duration,
     /// Rows between a source and the last stateful operator.
     pub max_rows_in_flight: u64,
+    /// Written while the engine starts.
+    pub waiting: Waiting,
 }
+
+/// The source, by name, whose absence holds up the start, and what ails it.
+pub type Waiting = Arc<Mutex<Option<(String, Error)>>>;
 
 /// The metadata the engine needs to be fenced by; the service implements it.
 #[async_trait]
@@ -114,6 +120,15 @@ impl Item {
             Self::Sink(s) => s.id,
         }
     }
+
+    /// Id, name and kind, for a status.
+    fn label(&self) -> (RelationId, String, &'static str) {
+        match self {
+            Self::Source(s) => (s.id, s.name.clone(), "source"),
+            Self::View(v) => (v.id, v.name.clone(), "view"),
+            Self::Sink(s) => (s.id, s.name.clone(), "sink"),
+        }
+    }
 }
 
 /// Contents of relations at one tick.
@@ -138,6 +153,12 @@ enum Running {
         progress: Arc<Progress>,
         status: Arc<SinkStatus>,
         confirmed: watch::Sender<bool>,
+    },
+    /// Could not be started with the engine; nothing of it runs.
+    Failed {
+        name: String,
+        kind: &'static str,
+        error: Error,
     },
 }
 
@@ -226,7 +247,7 @@ impl Engine {
                         offers.remove(&item.errors);
                         offers.remove(&item.late);
                     }
-                    Some(Running::Sink { .. }) | None => {}
+                    Some(Running::Sink { .. } | Running::Failed { .. }) | None => {}
                 }
                 offers.remove(id);
             }
@@ -236,7 +257,11 @@ impl Engine {
 
     /// The contents of relations (views, `$errors`, `$late`, `$rejected`) at one tick.
     pub async fn read(&self, ids: &[RelationId]) -> Result<Read> {
-        tokio::time::timeout(READ_TIMEOUT, self.read_now(ids))
+        self.read_with(ids, None).await
+    }
+
+    async fn read_with(&self, ids: &[RelationId], follow: Option<Follower>) -> Result<Read> {
+        tokio::time::timeout(READ_TIMEOUT, self.read_now(ids, follow))
             .await
             .unwrap_or_else(|_| {
                 let mut error =
@@ -249,7 +274,7 @@ impl Engine {
             })
     }
 
-    async fn read_now(&self, ids: &[RelationId]) -> Result<Read> {
+    async fn read_now(&self, ids: &[RelationId], follow: Option<Follower>) -> Result<Read> {
         self.wait_ready(ids).await?;
         let mut relations: BTreeMap<RelationId, Vec<RecordBatch>> =
             ids.iter().map(|id| (*id, Vec::new())).collect();
@@ -262,10 +287,7 @@ impl Engine {
         }
         {
             let (answer, mut answers) = mpsc::unbounded_channel();
-            self.ask(Request::Read(ReadMark {
-                relations: ids.into(),
-                answer,
-            }))?;
+            self.ask(subscribe::mark(ids, answer, follow))?;
             let mut outstanding = relations.len() * self.inner.config.workers;
             let mut frozen = Vec::new();
             while outstanding > 0 {

@@ -69,6 +69,7 @@ pub fn failpoint(name: &str) -> bool {
         }
         point.action.clone()
     };
+    tracing::warn!(failpoint = name, action, "a failpoint fires");
     match action.as_str() {
         "kill" => {
             // SIGKILL, not exit: nothing may be flushed or unwound.

@@ -39,6 +39,7 @@ const POLL_WAIT: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Prepared {
     pub split: Arc<str>,
+    pub begin: u64,
     pub end: u64,
     pub delta: Option<Delta>,
     pub rejected: Vec<Rejected>,
@@ -154,6 +155,7 @@ impl Preparer {
     pub fn prepare(&mut self, chunk: Chunk) -> Prepared {
         let Chunk {
             split,
+            begin,
             end,
             batch,
             diffs,
@@ -200,6 +202,7 @@ impl Preparer {
             .map_or(NO_WATERMARK, |d| self.watermark_of(&d.batch));
         Prepared {
             split,
+            begin,
             end,
             delta,
             rejected,
@@ -450,26 +453,36 @@ impl Shared {
 }
 
 /// Reads exactly the records below `limit` (splits absent from it yield nothing), for history and
-/// replay. Blocks; retries while the source is unavailable, until `give_up` says otherwise.
+/// replay. Blocks; retries while the source is unavailable, until `give_up` says otherwise; `trouble` is
+/// told when that begins and when it is over.
 pub fn read_to_limit(
     readers: &mut [Box<dyn Reader>],
     preparer: &mut Preparer,
     limit: &Offsets,
     give_up: &dyn Fn() -> bool,
+    trouble: &mut dyn FnMut(Option<&Error>),
     mut each: impl FnMut(Prepared),
 ) -> Result<()> {
     for reader in readers {
         let mut pause = Duration::from_millis(100);
+        let mut troubled = false;
         loop {
             if give_up() {
                 return Err(Error::unavailable("reading was given up"));
             }
-            match reader.poll(Some(limit), POLL_WAIT) {
+            let polled = reader.poll(Some(limit), POLL_WAIT);
+            if troubled && polled.is_ok() {
+                troubled = false;
+                trouble(None);
+            }
+            match polled {
                 Ok(Polled::Chunk(chunk)) => each(preparer.prepare(chunk)),
                 Ok(Polled::Idle) => {}
                 Ok(Polled::AtLimit | Polled::End) => break,
                 Err(e) if e.kind == ErrorKind::Unavailable => {
                     tracing::warn!(error = %e, "a source is unavailable, trying again");
+                    troubled = true;
+                    trouble(Some(&e));
                     std::thread::sleep(pause);
                     pause = (pause * 2).min(Duration::from_secs(5));
                 }

@@ -19,6 +19,7 @@ pub mod engine;
 pub mod env;
 pub mod error;
 pub mod exact;
+pub mod follow;
 pub mod ingest;
 pub mod kernel;
 pub mod key;

@@ -32,6 +32,9 @@ use crate::time::{Tick, Watermark};
 pub struct SourceBinding {
     /// Splits that moved: next offset, and the split's own watermark.
     pub splits: BTreeMap<String, (u64, Watermark)>,
+    /// Splits met for the first time: where reading of them began.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub starts: BTreeMap<String, u64>,
     /// The source's watermark as of this tick.
     pub watermark: Watermark,
     /// Rows bound, and rejected records; verified on replay.

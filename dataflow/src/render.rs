@@ -145,7 +145,13 @@ pub fn install(
                 .map(|c| install.inputs[&relation].schema.field(*c).clone());
             let schema = nullable(&Schema::new(fields.collect::<Vec<_>>()));
             let queue: SharedQueue = Rc::new(RefCell::new(Queue::default()));
-            let stream = import(scope, "Import", Rc::clone(&queue), schema);
+            let stream = import(
+                scope,
+                "Import",
+                Rc::clone(&queue),
+                schema,
+                Arc::clone(&install.progress),
+            );
             queues.insert(relation, queue);
             inputs.insert(relation, (stream, columns.into_iter().collect::<Vec<_>>()));
         }

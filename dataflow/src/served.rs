@@ -9,6 +9,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use crate::checkpoint::RestoredStage;
 use crate::delta::Delta;
+use crate::follow::{Event, Follower};
 use crate::kernel::contents::Contents;
 use crate::key::Share;
 use crate::plan::RelationId;
@@ -25,6 +26,8 @@ pub struct Served {
     pub tap: Tap,
     /// Everything below was applied.
     pub next: Tick,
+    worker: usize,
+    followers: Vec<Follower>,
 }
 
 pub type SharedServed = Rc<RefCell<Served>>;
@@ -36,6 +39,8 @@ impl Served {
             contents: None,
             tap: Tap::default(),
             next: 0,
+            worker: 0,
+            followers: Vec::new(),
         }
     }
     /// A served relation. Unless it is append-only its rows must arrive by hash of the whole row.
@@ -46,6 +51,8 @@ impl Served {
             contents: Some(contents),
             tap: Tap::default(),
             next: 0,
+            worker: share.worker,
+            followers: Vec::new(),
         }
     }
     pub fn has_contents(&self) -> bool {
@@ -61,9 +68,21 @@ impl Served {
                 .apply(&deltas)
                 .expect("rows have the relation's types");
         }
+        if !deltas.is_empty() {
+            self.tell(|| Event::Changes(tick, deltas.clone()));
+        }
+    }
+    /// The relation is dropped.
+    pub fn close(&mut self) {
+        self.tap.close();
+        self.tell(|| Event::Closed);
+    }
+    fn tell(&mut self, event: impl Fn() -> Event) {
+        let worker = self.worker;
+        self.followers.retain(|f| f.send(worker, event()));
     }
     /// Gives frozen contents to the reads that ask for this relation at this tick.
-    pub fn answer(&self, relation: RelationId, info: &TickInfo) {
+    pub fn answer(&mut self, relation: RelationId, info: &TickInfo) {
         for read in info
             .marks
             .reads
@@ -76,6 +95,7 @@ impl Served {
                     .answer
                     .send((info.tick, relation, contents.freeze_rows()));
             }
+            self.followers.extend(read.follow.clone());
         }
     }
     /// Everything below `next` was applied.
@@ -83,6 +103,8 @@ impl Served {
         self.next = self.next.max(next);
         self.serve_waiting();
         self.tap.complete(self.next);
+        let next = self.next;
+        self.tell(|| Event::Upto(next));
     }
     /// Gives contents to subscribers whose tick has come.
     pub fn serve_waiting(&mut self) {

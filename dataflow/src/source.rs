@@ -37,6 +37,8 @@ pub struct Rejected {
 #[derive(Debug)]
 pub struct Chunk {
     pub split: Arc<str>,
+    /// Offset of the first record: where the chunk before it ended, or where reading began.
+    pub begin: u64,
     /// Offset after the last record: where reading would go on.
     pub end: u64,
     /// Decoded physical columns, in the source's schema (see [`Source::schema`]). May have no rows.
@@ -81,6 +83,11 @@ pub trait Source: Send + Sync + std::fmt::Debug {
     fn open(&self, start: &Offsets, projection: &[usize]) -> Result<Vec<Box<dyn Reader>>>;
     /// Ends by itself: its windows close at the end.
     fn bounded(&self) -> bool;
+    /// History begins where the source was first read (`start = 'latest'`), not with the oldest record
+    /// that can be had.
+    fn begins_where_first_read(&self) -> bool {
+        false
+    }
     /// Every diff is +1.
     fn append_only(&self) -> bool;
     /// Whether the rows seen so far say how far event time has come. False for files, whose order says

@@ -18,15 +18,19 @@ mod codec;
 mod frozen;
 mod group;
 mod page;
+mod snapshot;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use codec::{
-    Part, PartData, StoredData, StoredPart, read_group, read_part, write_group, write_part,
+    Part, PartData, StoredData, StoredPart, read_part, write_batches, write_keyed, write_meta,
+    write_part,
 };
 pub use frozen::{Frozen, StateRow};
 pub use group::Chain;
+pub use snapshot::Snapshot;
 
 use crate::error::Result;
 use crate::key::{GROUPS, key_group};
@@ -67,6 +71,9 @@ pub struct KeyedState {
     /// Empty until the first row, then one per key group.
     groups: Vec<Option<Box<Group>>>,
     kind: Kind,
+    /// Of [`Snapshot`]; zero until the first one.
+    generation: u64,
+    snapshots: u64,
 }
 
 /// What a key has. See the module contract.
@@ -93,8 +100,8 @@ impl KeyedState {
     /// A multiset of rows per key.
     pub fn chained() -> Self {
         Self {
-            groups: Vec::new(),
             kind: Kind::Chained,
+            ..Self::default()
         }
     }
 
@@ -102,8 +109,8 @@ impl KeyedState {
     /// kept beside what it retracts.
     pub fn growing() -> Self {
         Self {
-            groups: Vec::new(),
             kind: Kind::Growing,
+            ..Self::default()
         }
     }
 
@@ -121,6 +128,8 @@ impl KeyedState {
     /// Forgets every row.
     pub fn clear(&mut self) {
         self.groups.clear();
+        // What snapshots said of these places is over.
+        self.generation = 0;
     }
 
     fn live(&self) -> impl Iterator<Item = (u8, &Group)> {
@@ -310,14 +319,28 @@ impl KeyedState {
         }
     }
 
-    /// Rows written or removed since [`Self::clear_dirty`].
+    /// Rows written or removed since the last [`Self::snapshot`].
     pub fn dirty_rows(&self) -> u64 {
         self.live().map(|(_, group)| group.dirty_rows()).sum()
     }
-    /// A checkpoint has taken all changes so far.
-    pub fn clear_dirty(&mut self) {
-        let live = self.groups.iter_mut().flatten();
-        live.for_each(|group| group.clear_dirty());
+    /// The rows as they are now and which of them are new, for a checkpoint. Shares the pages, copies
+    /// no row.
+    pub fn snapshot(&mut self) -> Snapshot {
+        static GENERATIONS: AtomicU64 = AtomicU64::new(1);
+        if self.generation == 0 {
+            self.generation = GENERATIONS.fetch_add(1, Ordering::Relaxed);
+            self.snapshots = 0;
+        }
+        self.snapshots += 1;
+        let groups = self.groups.iter_mut().enumerate();
+        let groups =
+            groups.filter_map(|(number, group)| Some(group.as_deref_mut()?.snapshot(number as u8)));
+        Snapshot {
+            generation: self.generation,
+            number: self.snapshots,
+            chained: self.kind.is_chained(),
+            groups: groups.collect(),
+        }
     }
 
     /// Adds rows that were frozen.

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::follow::Follower;
 use crate::kernel::contents::FrozenContents;
 use crate::plan::RelationId;
 use crate::time::{NO_WATERMARK, Tick, Watermark};
@@ -44,8 +45,13 @@ pub struct Marks {
 pub struct ReadMark {
     pub relations: Arc<[RelationId]>,
     /// One answer per relation and worker.
-    pub answer: UnboundedSender<(Tick, RelationId, FrozenContents)>,
+    pub answer: UnboundedSender<ReadAnswer>,
+    /// Hears of what changes after this tick.
+    pub follow: Option<Follower>,
 }
+
+/// Contents of a relation on one worker.
+pub type ReadAnswer = (Tick, RelationId, FrozenContents);
 
 impl TickInfo {
     /// Minimum over `sources`; nothing is claimed while one of them has claimed nothing.

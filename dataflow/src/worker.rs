@@ -259,14 +259,14 @@ impl Worker<'_> {
             if let Some(installed) = self.dataflows.remove(id) {
                 installed.close();
                 for (relation, served) in &installed.served {
-                    served.borrow_mut().tap.close();
+                    served.borrow_mut().close();
                     self.served.remove(relation);
                 }
             }
             if let Some(rejected) = self.rejected.remove(id) {
                 for relation in [*id, rejected] {
                     if let Some(served) = self.served.remove(&relation) {
-                        served.borrow_mut().tap.close();
+                        served.borrow_mut().close();
                     }
                 }
             }

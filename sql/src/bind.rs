@@ -50,7 +50,16 @@ pub enum Bound {
     },
     Describe(DescribeDef),
     Explain(ExplainDef),
+    Subscribe(SubscribeDef),
     Query(BoundQuery),
+}
+
+/// A relation to follow.
+#[derive(Debug, Clone)]
+pub struct SubscribeDef {
+    pub name: String,
+    pub relation: RelationId,
+    pub schema: SchemaRef,
 }
 
 /// A source to create.
@@ -225,6 +234,7 @@ fn bind_statement(
         Statement::Show(show) => Bound::Show(show),
         Statement::ShowCreate { kind, name } => Bound::ShowCreate { kind, name },
         Statement::Describe { name } => Bound::Describe(describe(&context, name)?),
+        Statement::Subscribe { name } => Bound::Subscribe(subscribe(&context, name)?),
         Statement::Explain(explain) => {
             let query = match explain.target {
                 ExplainTarget::Query(query) => bind_query(&context, *query, params)?,
@@ -290,6 +300,21 @@ fn readable(plan: &LogicalPlan) -> Result<()> {
     })
     .map(|_| ())
     .map_err(|e| planning(e).0)
+}
+
+fn subscribe(context: &Context<'_>, name: String) -> Result<SubscribeDef> {
+    match context.find(&name)? {
+        Found::Engine(relation) if relation.source.is_none() => Ok(SubscribeDef {
+            name,
+            relation: relation.id,
+            schema: relation.schema,
+        }),
+        _ => Err(Error::invalid(format!(
+            "\"{name}\" keeps no contents that could be followed"
+        ))
+        .code(WRONG_OBJECT)
+        .hint("subscribe to a materialized view: CREATE MATERIALIZED VIEW v AS SELECT …")),
+    }
 }
 
 fn describe(context: &Context<'_>, name: String) -> Result<DescribeDef> {

@@ -72,6 +72,10 @@ pub enum Statement {
         name: String,
     },
     Explain(Explain),
+    /// `SUBSCRIBE [TO] name`: contents, then changes.
+    Subscribe {
+        name: String,
+    },
     Query(Box<ast::Query>),
 }
 
@@ -283,7 +287,6 @@ const FOREIGN: &[&str] = &[
     "rollback",
     "set",
     "reset",
-    "subscribe",
     "truncate",
     "analyze",
     "call",
@@ -302,7 +305,15 @@ const FOREIGN: &[&str] = &[
     "comment",
 ];
 const LEADING: &[&str] = &[
-    "create", "drop", "show", "describe", "explain", "select", "with", "values",
+    "create",
+    "drop",
+    "show",
+    "describe",
+    "explain",
+    "select",
+    "subscribe",
+    "with",
+    "values",
 ];
 const CREATABLE: &[&str] = &["source", "view", "materialized", "sink"];
 const FOREIGN_OBJECTS: &[&str] = &[
@@ -362,6 +373,13 @@ fn leading(cursor: &mut Cursor<'_>, emit: Option<EmitClause>) -> Result<Statemen
             })
         }
         "explain" => show::explain(cursor, emit),
+        "subscribe" => {
+            cursor.advance();
+            cursor.take_words(&["to"]);
+            Ok(Statement::Subscribe {
+                name: cursor.relation()?,
+            })
+        }
         "select" | "with" | "values" | "from" | "table" => Ok(Statement::Query(cursor.query()?)),
         "" if cursor.peek_is(&Token::LParen) => Ok(Statement::Query(cursor.query()?)),
         other if FOREIGN.contains(&other) => Err(Error::unsupported(format!(

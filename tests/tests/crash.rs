@@ -248,6 +248,12 @@ fn kafka_to_iceberg_exactly_once_through_ten_kills() {
     let expected = expected_totals(total);
     assert_eq!(served, [json!([expected.len(), total.to_string()])]);
     assert!(server.terminate().success());
+    assert!(
+        server
+            .log_text()
+            .contains("sink.commit.after_send_before_answer"),
+        "no answer of the catalog was lost"
+    );
 
     println!("{:.1?} asking PyIceberg", started.elapsed());
     let dir = server.data_dir();

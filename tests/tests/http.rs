@@ -765,3 +765,101 @@ fn the_shell_runs_statements() {
         .expect("runs");
     assert_eq!(out.status.code(), Some(2));
 }
+
+/// Lines of a SUBSCRIBE, as they come.
+struct Lines {
+    stream: TcpStream,
+    read: Vec<u8>,
+}
+
+impl Lines {
+    fn of(server: &Server, relation: &str) -> Self {
+        let mut stream = TcpStream::connect(&server.address).expect("connected");
+        stream.set_read_timeout(Some(LIMIT)).expect("set");
+        let body = json!({"sql": format!("SUBSCRIBE TO {relation}")}).to_string();
+        let head = format!(
+            "POST /api/v1/sql HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n\r\n",
+            server.address,
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).expect("sent");
+        stream.write_all(body.as_bytes()).expect("sent");
+        Self {
+            stream,
+            read: Vec::new(),
+        }
+    }
+
+    /// The next line that is JSON; heads and sizes of chunks are not. `None` at the end.
+    fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some(end) = self.read.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=end).collect();
+                if line.starts_with(b"{") {
+                    return Some(serde_json::from_slice(&line).expect("a line is JSON"));
+                }
+                continue;
+            }
+            let mut buffer = [0; 8192];
+            match self.stream.read(&mut buffer).expect("the server goes on") {
+                0 => return None,
+                n => self.read.extend_from_slice(&buffer[..n]),
+            }
+        }
+    }
+}
+
+/// Contents first, then changes: added up they are the view, at every tick.
+#[test]
+fn a_subscription_adds_up_to_the_view() {
+    let server = Server::start(&["--workers", "2"]);
+    server.run(
+        "CREATE SOURCE bid WITH (connector = 'generator', kind = 'nexmark', table = 'bid', seed = 7, rate = 20000, max_events = 40000);
+         CREATE MATERIALIZED VIEW per_auction AS SELECT auction % 10 AS slot, count(*) AS n FROM bid GROUP BY auction % 10",
+    );
+    let mut lines = Lines::of(&server, "per_auction");
+    let first = lines.next().expect("a header");
+    assert_eq!(first["columns"][1], json!({"name": "n", "type": "BIGINT"}));
+    let mut rows = std::collections::BTreeMap::<String, i64>::new();
+    let mut last = 0;
+    let total = 40_000 * 46 / 50;
+    loop {
+        let line = lines.next().expect("the stream goes on");
+        assert!(line.get("error").is_none(), "{line}");
+        let tick = line["tick"].as_u64().expect("a tick");
+        assert!(tick >= last, "{tick} after {last}");
+        last = tick;
+        if line["complete"] != true {
+            *rows.entry(line["row"].to_string()).or_default() +=
+                line["diff"].as_i64().expect("a diff");
+            continue;
+        }
+        rows.retain(|_, diff| *diff != 0);
+        assert!(rows.values().all(|diff| *diff == 1), "{rows:?}");
+        let sum: i64 = rows.keys().map(|row| count_in(row)).sum();
+        if sum == total {
+            break;
+        }
+    }
+    let mut want: Vec<String> = server
+        .rows("SELECT slot, n FROM per_auction")
+        .iter()
+        .map(Value::to_string)
+        .collect();
+    want.sort();
+    assert_eq!(rows.into_keys().collect::<Vec<_>>(), want);
+    // It ends with its relation.
+    server.run("DROP MATERIALIZED VIEW per_auction");
+    let end = lines.next().expect("a last line");
+    assert_eq!(end["error"]["code"], "42P01", "{end}");
+    assert!(lines.next().is_none());
+    // What keeps nothing cannot be followed, and it stands alone.
+    assert_eq!(server.error("SUBSCRIBE TO bid")["code"], "42809");
+    assert_eq!(server.error("SELECT 1; SUBSCRIBE TO bid")["statement"], 1);
+}
+
+/// The second column of a row `[slot,n]`.
+fn count_in(row: &str) -> i64 {
+    let row: Vec<i64> = serde_json::from_str(row).expect("two numbers");
+    row[1]
+}

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use millrace_tests::kafka::{Topic, Writer, broker};
+use millrace_tests::kafka::{OwnBroker, Topic, Writer, broker};
 use millrace_tests::lake::{ledger, python};
 use millrace_tests::server::{Fed, Server};
+use millrace_tests::wait;
 use serde_json::json;
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -120,6 +121,112 @@ fn what_is_missing_is_said_at_creation() {
     assert!(server.error(&wrong)["hint"].is_string());
     // Nothing of it is left behind.
     assert!(server.list("sources").is_empty());
+}
+
+/// `start = 'latest'`: what was there before is not read, by nobody, also after restarts; a view that
+/// comes later begins where the source began.
+#[test]
+fn latest_is_where_the_source_was_first_read() {
+    let Some(broker) = broker() else { return };
+    let topic = Topic::create(&broker, "latest", 1);
+    let mut writer = Writer::new(&broker);
+    let send = |writer: &mut Writer, ids: std::ops::Range<u64>| {
+        for id in ids {
+            writer.send(&topic, 0, json!({"id": id}).to_string().as_bytes());
+        }
+        writer.flush();
+    };
+    send(&mut writer, 0..100);
+    let mut server = Server::start(&["--checkpoint-interval", "1h"]);
+    server.run(&source("r", &broker, &topic.name).replace("earliest", "latest"));
+    server.run("CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n, min(id) AS first FROM r");
+    wait::until("the position to be known", LIMIT, || {
+        let row = server.one("sources", "r").ok_or("gone")?;
+        match row["offsets"]["0"].as_u64() {
+            Some(100) => Ok(()),
+            _ => Err(row.to_string()),
+        }
+    });
+    send(&mut writer, 100..150);
+    server.caught_up(&[Fed::Records("r", 150)], LIMIT);
+    assert_eq!(server.rows("SELECT n, first FROM n"), [json!([50, 100])]);
+    // No checkpoint knows these records: they are read again from where the source began.
+    server.kill();
+    server.start_again(&[]);
+    assert_eq!(server.rows("SELECT n, first FROM n"), [json!([50, 100])]);
+    server.run("CREATE MATERIALIZED VIEW later AS SELECT count(*) AS n, min(id) AS first FROM r");
+    assert_eq!(
+        server.rows("SELECT n, first FROM later"),
+        [json!([50, 100])]
+    );
+}
+
+#[test]
+fn a_broker_goes_and_comes_back() {
+    if broker().is_none() {
+        return;
+    }
+    let own = OwnBroker::new();
+    own.start();
+    let topic = Topic::create(&own.address(), "away", 1);
+    let mut writer = Writer::new(&own.address());
+    let send = |writer: &mut Writer, ids: std::ops::Range<u64>| {
+        for id in ids {
+            writer.send(
+                &topic,
+                0,
+                json!({"id": id, "name": "x"}).to_string().as_bytes(),
+            );
+        }
+        writer.flush();
+    };
+    send(&mut writer, 0..1_000);
+    let mut server = Server::start(FLAGS);
+    server.run(&source("r", &own.address(), &topic.name));
+    server.run("CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n, max(id) AS last FROM r");
+    server.caught_up(&[Fed::Records("r", 1_000)], LIMIT);
+    assert_eq!(server.rows("SELECT n, last FROM n"), [json!([1_000, 999])]);
+
+    own.stop();
+    wait::until("the source to say that the broker is away", LIMIT, || {
+        let row = server.one("sources", "r").ok_or("gone")?;
+        if row["last_error"].is_string() {
+            Ok(())
+        } else {
+            Err(row.to_string())
+        }
+    });
+    // What it had delivered is in a checkpoint soon, so that a restart needs nothing of it; without
+    // one the start would wait for the broker.
+    std::thread::sleep(Duration::from_secs(2));
+    // Everything else goes on, through a restart too.
+    assert_eq!(server.rows("SELECT n FROM n"), [json!([1_000])]);
+    server.kill();
+    server.start_again(&[]);
+    wait::until("the view to be restored", LIMIT, || {
+        let answer = server.sql("SELECT n FROM n");
+        if answer["results"][0]["rows"] == json!([[1_000]]) {
+            Ok(())
+        } else {
+            Err(answer.to_string())
+        }
+    });
+
+    own.start();
+    send(&mut writer, 1_000..1_500);
+    server.caught_up(&[Fed::Records("r", 1_500)], LIMIT);
+    assert_eq!(
+        server.rows("SELECT n, last FROM n"),
+        [json!([1_500, 1_499])]
+    );
+    wait::until("the trouble to be over", LIMIT, || {
+        let row = server.one("sources", "r").ok_or("gone")?;
+        if row["last_error"].is_null() {
+            Ok(())
+        } else {
+            Err(row.to_string())
+        }
+    });
 }
 
 #[test]

@@ -137,10 +137,11 @@ impl Split {
             _ => Box::new(RecordFile::open(&self.path, layout, format, self.offset)?),
         };
         let records = file.next_records(&self.name, most)?;
-        self.offset = file.offset();
+        let begin = std::mem::replace(&mut self.offset, file.offset());
         self.open = Some(OpenFile::Records(file));
         Ok(records.map(|records| Chunk {
             split: Arc::clone(&self.name),
+            begin,
             end: self.offset,
             batch: records.decoded.batch,
             diffs: records.decoded.diffs,
@@ -189,6 +190,7 @@ impl Split {
         };
         Ok(Some(Chunk {
             split: Arc::clone(&self.name),
+            begin,
             end: self.offset,
             bytes: chunk.decoded.batch.get_array_memory_size() as u64,
             batch: chunk.decoded.batch,

@@ -26,6 +26,8 @@ pub(super) struct Partition {
     position: u64,
     /// The `end` of the last chunk.
     told: Option<u64>,
+    /// Where reading began.
+    began: u64,
 }
 
 impl Partition {
@@ -47,6 +49,7 @@ impl Partition {
             waiting: VecDeque::new(),
             position,
             told,
+            began: position,
         }
     }
 
@@ -121,7 +124,7 @@ impl Partition {
         if nothing && self.told.is_some_and(|told| told >= end) {
             return Ok(None);
         }
-        self.told = Some(end);
+        let begin = self.told.replace(end).unwrap_or(self.began);
         let batch = self.decoder.finish()?.batch;
         let remaining = self
             .queue
@@ -129,6 +132,7 @@ impl Partition {
             .map(|high| high.saturating_sub(self.position));
         Ok(Some(Chunk {
             split: Arc::clone(&self.split),
+            begin,
             end,
             batch,
             diffs: None,

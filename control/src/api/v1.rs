@@ -4,4 +4,5 @@ pub mod csv;
 pub mod json;
 pub mod relations;
 pub mod statements;
+pub mod subscribe;
 pub mod types;

@@ -11,7 +11,7 @@ use std::sync::{Arc, RwLock};
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
-use millrace_dataflow::engine::{Engine, EngineConfig};
+use millrace_dataflow::engine::{Engine, EngineConfig, Waiting};
 use millrace_dataflow::error::{Error, ErrorKind, Result};
 use millrace_lake::SqlCatalog;
 use millrace_sql::bind::bind;
@@ -26,7 +26,11 @@ use crate::catalog::{Object, SqliteCatalog};
 use crate::config::Config;
 
 /// Plans everything again, restores and starts the engine.
-pub(super) async fn start(config: Config, catalog: SqliteCatalog) -> Result<Coordinator> {
+pub(super) async fn start(
+    config: Config,
+    catalog: SqliteCatalog,
+    waiting: Waiting,
+) -> Result<Coordinator> {
     let data_dir = std::path::absolute(&config.data_dir)?;
     let pool = millrace_lake::catalog::sql::open_pool(&data_dir.join("metadata.db")).await?;
     let lake = SqlCatalog::open(pool, data_dir.join("warehouse")).await?;
@@ -60,6 +64,7 @@ pub(super) async fn start(config: Config, catalog: SqliteCatalog) -> Result<Coor
         checkpoint_interval: config.checkpoint_interval,
         commit_interval: config.commit_interval,
         max_rows_in_flight: config.max_rows_in_flight,
+        waiting,
     };
     let engine = Engine::start(engine_config, Arc::new(catalog.clone()), items).await?;
     info!(target: "millrace", objects = count, incarnation = catalog.incarnation(), "restored");

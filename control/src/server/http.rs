@@ -16,10 +16,11 @@ use tokio::sync::watch;
 
 use super::Service;
 use crate::api::v1::relations::{self, Resource};
-use crate::api::v1::statements;
 use crate::api::v1::types::WireError;
+use crate::api::v1::{statements, subscribe};
 use crate::error::{Door, http_status};
 use crate::metrics;
+use crate::session::Session;
 
 const PAGE: &str = include_str!("page.html");
 
@@ -94,12 +95,19 @@ async fn sql(
         Ok(session) => session,
         Err(error) => return failure(&error, Door::Sql),
     };
+    let stopped = service.stopped();
     // Reading, planning, running and writing: all of it on the threads of queries.
     let work = async move {
         let request = match statements::read(&body, &headers) {
             Ok(request) => request,
             Err(error) => return failure(&error, Door::Sql),
         };
+        if let Some(parsed) = Session::subscribe_of(&request.sql) {
+            return match session.subscribe(parsed).await {
+                Ok((schema, subscription)) => subscribe::respond(&schema, subscription, stopped),
+                Err(error) => failure(&error, Door::Sql),
+            };
+        }
         let outcome = session.execute(&request.sql, &request.params).await;
         statements::respond(outcome, request.format)
     };

@@ -1,20 +1,22 @@
 //! Gathers the parts of a checkpoint and makes it durable. See the protocol in [`super`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{oneshot, watch};
 
-use super::manifest::{CheckpointManifest, PartEntry, SinkState, SourceState, StageEntry, VERSION};
-use super::store::CheckpointStore;
+use super::increment::Increment;
+use super::manifest::{
+    CheckpointManifest, ObjectEntry, ObjectId, SinkState, SourceState, StageEntry, VERSION,
+};
+use super::store::{CheckpointStore, ObjectWriter};
 use super::{Message, StageParts};
 use crate::engine::Meta;
 use crate::env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::RelationId;
-use crate::state::write_part;
 use crate::time::Tick;
 
 /// What the minter knows when it marks a checkpoint.
@@ -68,9 +70,29 @@ pub struct Collector {
     pub meta: Arc<dyn Meta>,
     pub durable: watch::Receiver<Tick>,
     /// The checkpoint `latest` points to, and the one before it, with their ticks.
-    pub kept: Vec<(u64, Tick)>,
+    pub kept: Vec<Kept>,
     /// What `latest` points to.
     pub latest: Option<u64>,
+    /// By worker.
+    pub held: Vec<Increment>,
+}
+
+/// A checkpoint that can be restored.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    pub id: u64,
+    pub tick: Tick,
+    pub objects: BTreeSet<ObjectId>,
+}
+
+impl Kept {
+    pub fn of(manifest: &CheckpointManifest) -> Self {
+        Self {
+            id: manifest.id,
+            tick: manifest.tick,
+            objects: manifest.objects.iter().map(|o| o.id).collect(),
+        }
+    }
 }
 
 impl std::fmt::Debug for Collector {
@@ -141,18 +163,29 @@ impl Collector {
         for parts in assembly.parts {
             by_worker.entry(parts.worker).or_default().push(parts);
         }
-        let mut objects = Vec::new();
         let mut stages = Vec::new();
+        let mut held = Vec::new();
         let mut bytes = 0;
         for (worker, parts) in by_worker {
-            let (object, entries) = tokio::task::spawn_blocking(move || encode(&parts))
+            let object = ObjectId {
+                checkpoint: begin.id,
+                worker,
+            };
+            let before = self.held.get(worker).cloned().unwrap_or_default();
+            let writer = self.store.writer(object);
+            let write = move || write(&before, parts, object, writer);
+            let (entries, after) = tokio::task::spawn_blocking(write)
                 .await
                 .map_err(|e| Error::internal(e.to_string()))??;
-            bytes += object.len() as u64;
+            bytes += after.objects().find(|o| o.0 == object).map_or(0, |o| o.1);
             stages.extend(entries);
-            env::failpoint("ckpt.part.mid_upload");
-            objects.push(self.store.put_object(begin.id, worker, object).await?);
+            held.push(after);
         }
+        let objects: Vec<ObjectEntry> = held
+            .iter()
+            .flat_map(Increment::objects)
+            .map(|(id, length)| ObjectEntry { id, length })
+            .collect();
         env::failpoint("ckpt.part.after_upload");
         let manifest = CheckpointManifest {
             version: VERSION,
@@ -180,41 +213,32 @@ impl Collector {
         }
         env::failpoint("ckpt.manifest.after_cas");
         self.latest = Some(begin.id);
-        self.kept.insert(0, (begin.id, begin.tick));
+        self.held = held;
+        self.kept.insert(0, Kept::of(&manifest));
         self.kept.truncate(2);
-        let ids: Vec<u64> = self.kept.iter().map(|k| k.0).collect();
-        if let Err(e) = self.store.remove_all_but(&ids).await {
+        let ids: Vec<u64> = self.kept.iter().map(|k| k.id).collect();
+        let needed = self.kept.iter().flat_map(|k| &k.objects).copied().collect();
+        if let Err(e) = self.store.remove_all_but(&ids, &needed).await {
             tracing::warn!(error = %e, "old checkpoints could not be removed");
         }
         Ok(Finished {
             id: begin.id,
             tick: begin.tick,
-            oldest: self.kept.iter().map(|k| k.1).min().unwrap_or(0),
+            oldest: self.kept.iter().map(|k| k.tick).min().unwrap_or(0),
             bytes,
             ms: begin.started.elapsed().as_millis() as u64,
         })
     }
 }
 
-fn encode(parts: &[StageParts]) -> Result<(Vec<u8>, Vec<StageEntry>)> {
-    let mut object = Vec::new();
-    let mut entries = Vec::new();
-    for stage in parts {
-        let mut list = Vec::new();
-        for part in &stage.parts {
-            let offset = object.len() as u64;
-            write_part(part, &mut object)?;
-            list.push(PartEntry {
-                offset,
-                length: object.len() as u64 - offset,
-            });
-        }
-        entries.push(StageEntry {
-            relation: stage.relation,
-            stage: stage.stage,
-            worker: stage.worker,
-            parts: list,
-        });
-    }
-    Ok((object, entries))
+/// Blocks while the store takes the bytes.
+fn write(
+    held: &Increment,
+    parts: Vec<StageParts>,
+    object: ObjectId,
+    mut writer: ObjectWriter,
+) -> Result<(Vec<StageEntry>, Increment)> {
+    let written = held.write(parts, object, &mut writer)?;
+    writer.finish()?;
+    Ok(written)
 }

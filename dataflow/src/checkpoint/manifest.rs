@@ -16,6 +16,9 @@ pub const VERSION: u32 = 1;
 pub struct SourceState {
     /// Next offset and watermark, by split.
     pub splits: BTreeMap<String, (u64, Watermark)>,
+    /// Where reading of each split began.
+    #[serde(default)]
+    pub starts: BTreeMap<String, u64>,
     pub watermark: Watermark,
     pub ended: bool,
     /// Columns of the relation that were being read.
@@ -34,11 +37,29 @@ pub struct SinkState {
     pub rows: u64,
 }
 
-/// One frozen part within the object of a worker.
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-pub struct PartEntry {
+/// Where a piece of a part lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ChunkRef {
+    /// The checkpoint that wrote the object, and the worker whose it is.
+    pub object: ObjectId,
     pub offset: u64,
     pub length: u64,
+}
+
+/// Names an object.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+pub struct ObjectId {
+    pub checkpoint: u64,
+    pub worker: usize,
+}
+
+/// One frozen part: its chunks, each on top of those before.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct PartEntry {
+    pub name: String,
+    pub chunks: Vec<ChunkRef>,
 }
 
 /// The parts of one stage of one worker.
@@ -50,12 +71,11 @@ pub struct StageEntry {
     pub parts: Vec<PartEntry>,
 }
 
-/// The object of one worker.
+/// An object that chunks lie in; each chunk has checksums of its own.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct ObjectEntry {
-    pub path: String,
+    pub id: ObjectId,
     pub length: u64,
-    pub crc32: u32,
 }
 
 /// See the module.
@@ -71,7 +91,7 @@ pub struct CheckpointManifest {
     /// Attached views and their plan fingerprints.
     pub views: BTreeMap<RelationId, u64>,
     pub sinks: BTreeMap<RelationId, SinkState>,
-    /// By worker.
+    /// All objects that chunks lie in, of this checkpoint and of earlier ones.
     pub objects: Vec<ObjectEntry>,
     pub stages: Vec<StageEntry>,
 }

@@ -1,23 +1,31 @@
 //! Where checkpoints lie: `checkpoints/<id>/worker-<w>` and `checkpoints/<id>/manifest.json` in an
 //! object store.
 //!
-//! Everything read back is verified: length and CRC-32 of each object, and the checksums inside the
-//! parts. Damage is `Corrupt`; the caller then tries the checkpoint before.
+//! An object holds what one worker's state needed at one checkpoint; later manifests refer to pieces of
+//! it as long as they are true. Everything read back is verified: the length of each object, and the
+//! checksums of each chunk. Damage is `Corrupt`; the caller then tries the checkpoint before.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
+use object_store::buffered::BufWriter;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
-use super::manifest::{CheckpointManifest, ObjectEntry, VERSION};
+use super::manifest::{CheckpointManifest, ChunkRef, ObjectId, VERSION};
 use super::{RestoredDataflow, RestoredStage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::RelationId;
-use crate::state::read_part;
+use crate::state::{StoredPart, read_part};
+use tokio::io::AsyncWriteExt;
+
+/// Bytes gathered before they are handed to the store.
+const BUFFER: usize = 4 << 20;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -46,8 +54,21 @@ fn corrupt(what: &str, id: u64) -> Error {
     .hint("the checkpoint before it is used if there is one")
 }
 
-fn object_path(id: u64, worker: usize) -> String {
-    format!("checkpoints/{id:012}/worker-{worker}")
+fn object_path(id: ObjectId) -> Path {
+    let ObjectId { checkpoint, worker } = id;
+    Path::from(format!("checkpoints/{checkpoint:012}/worker-{worker}"))
+}
+
+/// What a path below `checkpoints/` is: an object, or anything else of a checkpoint.
+fn read_path(path: &Path) -> Option<(u64, Option<ObjectId>)> {
+    let mut parts = path.parts().skip(1);
+    let checkpoint = parts.next()?.as_ref().parse().ok()?;
+    let name = parts.next()?;
+    let worker = name.as_ref().strip_prefix("worker-");
+    let object = worker
+        .and_then(|w| w.parse().ok())
+        .map(|worker| ObjectId { checkpoint, worker });
+    Some((checkpoint, object))
 }
 
 fn manifest_path(id: u64) -> Path {
@@ -77,32 +98,37 @@ impl CheckpointStore {
             )
             .await
             .map_err(store_error)?;
-        if let Some(root) = &self.local {
-            let file = root.join(path.as_ref());
-            tokio::task::spawn_blocking(move || -> std::io::Result<()> {
-                std::fs::File::open(&file)?.sync_all()?;
-                match file.parent() {
-                    Some(dir) => std::fs::File::open(dir)?.sync_all(),
-                    None => Ok(()),
-                }
-            })
-            .await
-            .map_err(|e| Error::internal(e.to_string()))??;
-        }
+        self.sync(path).await
+    }
+
+    /// An object store keeps what it has accepted; a disk is told to.
+    async fn sync(&self, path: &Path) -> Result<()> {
+        let Some(root) = &self.local else {
+            return Ok(());
+        };
+        let file = root.join(path.as_ref());
+        tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+            std::fs::File::open(&file)?.sync_all()?;
+            match file.parent() {
+                Some(dir) => std::fs::File::open(dir)?.sync_all(),
+                None => Ok(()),
+            }
+        })
+        .await
+        .map_err(|e| Error::internal(e.to_string()))??;
         Ok(())
     }
 
-    /// Writes the object of one worker.
-    pub async fn put_object(&self, id: u64, worker: usize, bytes: Vec<u8>) -> Result<ObjectEntry> {
-        let path = object_path(id, worker);
-        let entry = ObjectEntry {
-            path: path.clone(),
-            length: bytes.len() as u64,
-            crc32: crc32fast::hash(&bytes),
-        };
-        self.put(&Path::from(path), bytes.into(), PutMode::Overwrite)
-            .await?;
-        Ok(entry)
+    /// A writer of one object, for a thread that may block. Nothing is there before
+    /// [`ObjectWriter::finish`].
+    pub fn writer(&self, id: ObjectId) -> ObjectWriter {
+        ObjectWriter {
+            store: self.clone(),
+            path: object_path(id),
+            upload: None,
+            buffer: Vec::new(),
+            runtime: tokio::runtime::Handle::current(),
+        }
     }
 
     /// Writes the manifest if there is none of this id: `Conflict` means somebody else was there.
@@ -165,52 +191,38 @@ impl CheckpointStore {
     pub async fn restore(
         &self,
         manifest: &CheckpointManifest,
-    ) -> Result<std::collections::BTreeMap<RelationId, RestoredDataflow>> {
-        let mut objects = Vec::new();
+    ) -> Result<BTreeMap<RelationId, RestoredDataflow>> {
+        let mut objects = BTreeMap::new();
         for entry in &manifest.objects {
-            let bytes = self.get(&Path::from(entry.path.as_str())).await?;
-            if bytes.len() as u64 != entry.length || crc32fast::hash(&bytes) != entry.crc32 {
-                return Err(corrupt("an object", manifest.id).detail(entry.path.clone()));
+            let path = object_path(entry.id);
+            let bytes = self.get(&path).await?;
+            if bytes.len() as u64 != entry.length {
+                return Err(corrupt("an object", manifest.id).detail(path.to_string()));
             }
-            objects.push(bytes);
+            objects.insert(entry.id, bytes);
         }
-        let mut dataflows = std::collections::BTreeMap::<RelationId, RestoredDataflow>::new();
-        for entry in &manifest.stages {
-            let object = objects
-                .get(entry.worker)
-                .ok_or_else(|| corrupt("the manifest", manifest.id))?;
-            let stage: &mut RestoredStage = dataflows
-                .entry(entry.relation)
-                .or_default()
-                .stages
-                .entry(entry.stage)
-                .or_default();
-            for part in &entry.parts {
-                let start = part.offset as usize;
-                let end = start + part.length as usize;
-                if end > object.len() {
-                    return Err(corrupt("the manifest", manifest.id));
-                }
-                stage.parts.push(read_part(&object.slice(start..end))?.0);
-            }
-        }
-        Ok(dataflows)
+        let manifest = manifest.clone();
+        tokio::task::spawn_blocking(move || assemble(&manifest, &objects))
+            .await
+            .map_err(|e| Error::internal(e.to_string()))?
     }
 
-    /// Removes checkpoints other than `keep`.
-    pub async fn remove_all_but(&self, keep: &[u64]) -> Result<()> {
+    /// Removes the checkpoints below the newest of `keep` that are not among them, except the
+    /// `objects` they lent.
+    pub async fn remove_all_but(&self, keep: &[u64], objects: &BTreeSet<ObjectId>) -> Result<()> {
         let prefix = Path::from("checkpoints");
+        // A checkpoint under way has a larger id than any kept one.
+        let newest = keep.iter().max().copied().unwrap_or(0);
         let mut list = self.store.list(Some(&prefix));
         while let Some(meta) = list.next().await {
             let meta = meta.map_err(store_error)?;
-            let id = meta
-                .location
-                .parts()
-                .nth(1)
-                .and_then(|p| p.as_ref().parse::<u64>().ok());
-            // A checkpoint under way has a larger id than any kept one.
-            let newest = keep.iter().max().copied().unwrap_or(0);
-            if id.is_some_and(|id| !keep.contains(&id) && id < newest) {
+            let garbage = match read_path(&meta.location) {
+                Some((id, _)) if id > newest => false,
+                Some((_, Some(object))) => !objects.contains(&object),
+                Some((id, None)) => !keep.contains(&id),
+                None => false,
+            };
+            if garbage {
                 crate::env::failpoint("ckpt.gc.before_delete");
                 self.store
                     .delete(&meta.location)
@@ -227,5 +239,87 @@ impl CheckpointStore {
             }
         }
         Ok(())
+    }
+}
+
+/// Chunks of a manifest to the state of dataflows.
+fn assemble(
+    manifest: &CheckpointManifest,
+    objects: &BTreeMap<ObjectId, Bytes>,
+) -> Result<BTreeMap<RelationId, RestoredDataflow>> {
+    let read = |chunk: &ChunkRef| -> Result<StoredPart> {
+        let start = chunk.offset as usize;
+        let end = start.saturating_add(chunk.length as usize);
+        let object = objects.get(&chunk.object).filter(|o| end <= o.len());
+        let object = object.ok_or_else(|| corrupt("the manifest", manifest.id))?;
+        Ok(read_part(&object.slice(start..end))?.0)
+    };
+    let mut dataflows = BTreeMap::<RelationId, RestoredDataflow>::new();
+    for entry in &manifest.stages {
+        let dataflow = dataflows.entry(entry.relation).or_default();
+        let stage: &mut RestoredStage = dataflow.stages.entry(entry.stage).or_default();
+        for part in &entry.parts {
+            let mut chunks = part.chunks.iter();
+            let first = chunks
+                .next()
+                .ok_or_else(|| corrupt("the manifest", manifest.id))?;
+            let mut stored = read(first)?;
+            for chunk in chunks {
+                stored.push(read(chunk)?)?;
+            }
+            stage.parts.push(stored);
+        }
+    }
+    Ok(dataflows)
+}
+
+/// See [`CheckpointStore::writer`].
+#[derive(Debug)]
+pub struct ObjectWriter {
+    store: CheckpointStore,
+    path: Path,
+    /// Begun with the first full buffer.
+    upload: Option<BufWriter>,
+    buffer: Vec<u8>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl ObjectWriter {
+    fn flush_buffer(&mut self) -> std::io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        crate::env::failpoint("ckpt.part.mid_upload");
+        let store = Arc::clone(&self.store.store);
+        let upload = self
+            .upload
+            .get_or_insert_with(|| BufWriter::new(store, self.path.clone()));
+        let bytes = Bytes::from(std::mem::take(&mut self.buffer));
+        Ok(self.runtime.block_on(upload.put(bytes))?)
+    }
+
+    /// Makes the object durable; an empty one is not made.
+    pub fn finish(mut self) -> Result<()> {
+        self.flush_buffer()?;
+        if let Some(mut upload) = self.upload.take() {
+            self.runtime.block_on(async {
+                upload.shutdown().await?;
+                self.store.sync(&self.path).await
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Write for ObjectWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= BUFFER {
+            self.flush_buffer()?;
+        }
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.flush_buffer()
     }
 }

@@ -298,14 +298,21 @@ impl Engine {
             let mut histories = Vec::new();
             for (item, columns) in sources {
                 let status = shared.source_status(item.id);
-                if lock(&status.state).splits.is_empty() {
-                    // Nothing was bound: the live changes are all there is.
-                    continue;
-                }
+                let starts = {
+                    let state = lock(&status.state);
+                    if state.splits.is_empty() {
+                        // Nothing was bound: the live changes are all there is.
+                        continue;
+                    }
+                    state.starts.clone()
+                };
+                let from = if item.source.begins_where_first_read() {
+                    Offsets(starts)
+                } else {
+                    Offsets::default()
+                };
                 let preparer = Preparer::new(item.source.as_ref(), &item.plan, &columns)?;
-                let readers = item
-                    .source
-                    .open(&Offsets::default(), &preparer.projection)?;
+                let readers = item.source.open(&from, &preparer.projection)?;
                 histories.push(History {
                     source: item.id,
                     readers,
@@ -485,7 +492,7 @@ impl Feed {
         let (source, readers, preparer) =
             (history.source, &mut history.readers, &mut history.preparer);
         let mut failure = None;
-        read_to_limit(readers, preparer, limit, &give_up, |chunk| {
+        read_to_limit(readers, preparer, limit, &give_up, &mut |_| {}, |chunk| {
             if let Some(delta) = chunk.delta {
                 in_tick += delta.len();
                 total += delta.len() as u64;
@@ -558,7 +565,7 @@ impl Engine {
             .filter_map(|running| match running {
                 Running::View { item, progress, .. } => Some((progress.next(), &item.name)),
                 Running::Sink { item, progress, .. } => Some((progress.next(), &item.name)),
-                Running::Source { .. } => None,
+                Running::Source { .. } | Running::Failed { .. } => None,
             })
             .filter(|(next, _)| *next <= last)
             .min()

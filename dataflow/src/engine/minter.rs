@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use arrow::compute::concat_batches;
 use tokio::sync::oneshot;
 
-use super::SourceItem;
 use super::shared::{Shared, SourceStatus};
+use super::{SourceItem, Waiting};
 use crate::checkpoint::collector::{Begin, Finished};
 use crate::checkpoint::manifest::SourceState;
 use crate::checkpoint::{Message, PartSender};
@@ -117,6 +117,8 @@ pub struct Minter {
     pub incarnation: u64,
     pub tick_min: Duration,
     pub max_rows: u64,
+    /// The source whose absence holds up the start.
+    pub waiting: Waiting,
     last: Tick,
     last_minted: Instant,
     sources: BTreeMap<RelationId, SourceRun>,
@@ -145,6 +147,7 @@ impl Minter {
         incarnation: u64,
         tick_min: Duration,
         max_rows: u64,
+        waiting: Waiting,
         last: Tick,
     ) -> Self {
         Self {
@@ -156,6 +159,7 @@ impl Minter {
             incarnation,
             tick_min,
             max_rows,
+            waiting,
             last,
             last_minted: Instant::now(),
             sources: BTreeMap::new(),
@@ -183,8 +187,16 @@ impl Minter {
                 }
             }
             self.settle();
-            for run in self.sources.values() {
-                run.note_trouble();
+            // What a source in trouble has delivered goes into a checkpoint at once: a restart then
+            // has nothing to read again from it.
+            if self
+                .sources
+                .values()
+                .filter(|run| run.note_trouble())
+                .count()
+                > 0
+            {
+                self.shared.checkpoint_soon.notify_one();
             }
             let asked = self.asked();
             let rows = self.has_rows();
@@ -484,6 +496,7 @@ impl Minter {
         readers: &mut BTreeMap<RelationId, Replay>,
     ) -> Result<()> {
         let width = self.workers.len();
+        let waiting = Arc::clone(&self.waiting);
         let mut bound = Vec::new();
         for (id, source) in &binding.sources {
             // A source nobody had attached to at the checkpoint starts anew.
@@ -503,6 +516,9 @@ impl Minter {
                 &mut replay.preparer,
                 &limit,
                 &|| false,
+                &mut |trouble| {
+                    *lock(&waiting) = trouble.map(|e| (run.item.name.clone(), e.clone()))
+                },
                 |c| chunks.push(c),
             )?;
             let mut b = run.collect(chunks, width);
@@ -534,14 +550,28 @@ impl Minter {
         Ok(())
     }
 
-    /// Opens the readers of restored sources at the checkpoint's offsets.
-    pub fn open_for_replay(&self) -> Result<BTreeMap<RelationId, Replay>> {
+    /// Opens the readers of restored sources at the checkpoint's offsets, to replay `bindings`. A
+    /// source that cannot be opened and has nothing to replay fails alone.
+    pub fn open_for_replay(
+        &mut self,
+        bindings: &[Binding],
+    ) -> Result<BTreeMap<RelationId, Replay>> {
         let mut open = BTreeMap::new();
-        for (id, run) in &self.sources {
+        for (id, run) in &mut self.sources {
             if run.wanted.is_empty() || run.state.ended {
                 continue;
             }
-            open.insert(*id, run.open()?);
+            let moves: Vec<&SourceBinding> =
+                bindings.iter().filter_map(|b| b.sources.get(id)).collect();
+            let mut from = run.offsets();
+            for (split, start) in moves.iter().flat_map(|b| &b.starts) {
+                from.0.entry(split.clone()).or_insert(*start);
+            }
+            match run.open_at(&from) {
+                Ok(replay) => drop(open.insert(*id, replay)),
+                Err(e) if moves.is_empty() => run.fail(&e),
+                Err(e) => return Err(e),
+            }
         }
         Ok(open)
     }
@@ -588,13 +618,17 @@ impl SourceRun {
         Preparer::new(self.item.source.as_ref(), &self.item.plan, &wanted)
     }
 
-    fn open(&self) -> Result<Replay> {
+    fn open_at(&self, from: &Offsets) -> Result<Replay> {
         let preparer = self.preparer()?;
-        let readers = self
-            .item
-            .source
-            .open(&self.offsets(), &preparer.projection)?;
+        let readers = self.item.source.open(from, &preparer.projection)?;
         Ok(Replay { readers, preparer })
+    }
+
+    /// Shows that the source is not read, and why.
+    fn fail(&self, error: &Error) {
+        tracing::error!(source = %self.item.name, %error, "a source stopped");
+        self.status.failed.store(true, Ordering::Relaxed);
+        *lock(&self.status.trouble) = Some(error.message.clone());
     }
 
     fn start(&mut self, replay: Replay, signal: &Arc<Signal>) -> Result<()> {
@@ -622,18 +656,24 @@ impl SourceRun {
             return Ok(());
         }
         self.ingest = None;
-        let replay = self.open()?;
+        let replay = self.open_at(&self.offsets())?;
         self.start(replay, signal)
     }
 
-    /// Shows what ails the readers.
-    fn note_trouble(&self) {
-        let Some(ingest) = &self.ingest else { return };
+    /// Shows what ails the readers; whether it is new.
+    fn note_trouble(&self) -> bool {
+        let Some(ingest) = &self.ingest else {
+            return false;
+        };
         let (trouble, failed) = ingest.trouble();
         self.status
             .failed
             .store(failed.is_some(), Ordering::Relaxed);
-        *lock(&self.status.trouble) = failed.map(|e| e.message).or(trouble);
+        let trouble = failed.map(|e| e.message).or(trouble);
+        let mut shown = lock(&self.status.trouble);
+        let new = trouble.is_some() && shown.is_none();
+        *shown = trouble;
+        new
     }
 
     /// Takes what was read ahead; `None` when nothing moved.
@@ -687,6 +727,9 @@ impl SourceRun {
         for (split, moved) in &binding.splits {
             self.state.splits.insert(split.clone(), *moved);
         }
+        for (split, start) in &binding.starts {
+            self.state.starts.entry(split.clone()).or_insert(*start);
+        }
         self.state.watermark = binding.watermark;
         self.state.ended = binding.ended;
         self.state.rows += binding.rows;
@@ -704,11 +747,14 @@ impl SourceRun {
         let mut by_worker: Vec<Vec<Delta>> = vec![Vec::new(); workers];
         let mut rejected = Vec::new();
         for chunk in chunks {
-            let before = self
-                .state
-                .splits
-                .get(&*chunk.split)
-                .map_or(NO_WATERMARK, |s| s.1);
+            let before = self.state.splits.get(&*chunk.split).map(|s| s.1);
+            if before.is_none() {
+                binding
+                    .starts
+                    .entry(chunk.split.to_string())
+                    .or_insert(chunk.begin);
+            }
+            let before = before.unwrap_or(NO_WATERMARK);
             let entry = binding
                 .splits
                 .entry(chunk.split.to_string())

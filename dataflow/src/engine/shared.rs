@@ -37,6 +37,8 @@ pub struct Shared {
     pub queued_bytes: Arc<AtomicU64>,
     pub sources: Mutex<BTreeMap<RelationId, Arc<SourceStatus>>>,
     pub stats: Stats,
+    /// Asks for a checkpoint before the next one is due.
+    pub checkpoint_soon: tokio::sync::Notify,
 }
 
 /// Totals since the start.

@@ -78,6 +78,14 @@ pub async fn start(
 ) -> Result<RunningSink> {
     let mut committer = sink.committer(context.incarnation).await?;
     let there = committer.frontier().await?;
+    if restored.is_none() && there.is_some_and(|frontier| frontier > 0) {
+        // A sink commits only once a checkpoint holds it: that checkpoint is not there any more.
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            "the destination holds rows of this sink, but its state is gone",
+        )
+        .hint("drop the sink and create it anew, into another table"));
+    }
     let state = restored.clone().unwrap_or_default();
     let committed = there.unwrap_or(0).max(state.committed);
     // Each file was closed at a mark, so it lies wholly below or wholly at and above the frontier.

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::checkpoint::PartSender;
 use crate::checkpoint::RestoredDataflow;
-use crate::checkpoint::collector::Collector;
+use crate::checkpoint::collector::{Collector, Kept};
 use crate::checkpoint::manifest::CheckpointManifest;
 use crate::checkpoint::store::CheckpointStore;
 use crate::error::{Error, ErrorKind, Result};
@@ -31,7 +31,6 @@ use crate::ingest::{Signal, lock};
 use crate::plan::RelationId;
 use crate::remap::{self, RemapLog};
 use crate::tick::TickInfo;
-use crate::time::Tick;
 use crate::worker;
 use crate::worker::command::{AddSource, Body, Command, Install, Progress, WorkerHandle};
 
@@ -45,7 +44,7 @@ struct Found {
     manifest: Option<CheckpointManifest>,
     state: State,
     latest: Option<u64>,
-    kept: Vec<(u64, Tick)>,
+    kept: Vec<Kept>,
     next_id: u64,
 }
 
@@ -79,7 +78,7 @@ async fn find(store: &CheckpointStore, meta: &dyn Meta) -> Result<Found> {
         let restored = match store.manifest(id).await {
             Ok(manifest) => {
                 if found.is_some() {
-                    kept.push((id, manifest.tick));
+                    kept.push(Kept::of(&manifest));
                     continue;
                 }
                 store
@@ -91,7 +90,7 @@ async fn find(store: &CheckpointStore, meta: &dyn Meta) -> Result<Found> {
         };
         match restored {
             Ok((manifest, state)) => {
-                kept.push((id, manifest.tick));
+                kept.push(Kept::of(&manifest));
                 let state = state.into_iter().map(|(id, s)| (id, Arc::new(s))).collect();
                 found = Some((manifest, state));
             }
@@ -208,6 +207,7 @@ impl Engine {
             durable: durable.clone(),
             kept: found.kept.clone(),
             latest: found.latest,
+            held: Vec::new(),
         };
         tokio::spawn(collector.run(part_receiver));
         let minter = Minter::new(
@@ -219,6 +219,7 @@ impl Engine {
             config.incarnation,
             TICK_MIN,
             config.max_rows_in_flight,
+            Arc::clone(&config.waiting),
             base,
         );
         let inner = Inner {
@@ -246,6 +247,7 @@ impl Engine {
         for item in later {
             // Attached anew, in the background: readiness does not wait for history.
             let engine = engine.clone();
+            let (id, name, kind) = item.label();
             let hydrated = match item {
                 Item::Source(item) => engine
                     .add_source(Arc::new(item))
@@ -254,7 +256,7 @@ impl Engine {
                 Item::Sink(item) => engine.start_sink(Arc::new(item)).await,
             };
             if let Err(e) = hydrated {
-                tracing::error!(error = %e, "an item could not be started");
+                engine.note_failed(id, name, kind, e);
             }
         }
         engine.checkpoint_regularly();
@@ -294,7 +296,9 @@ impl Engine {
                 (Item::Sink(sink), Some(manifest)) if manifest.sinks.contains_key(&sink.id) => {
                     if self.offer(sink.from).is_err() {
                         // Its table holds what the old plan gave; going on would mix the two.
-                        tracing::error!(sink = %sink.name, "what the sink reads is built again: drop the sink and create it anew");
+                        let e = Error::unsupported("what the sink reads is built again")
+                            .hint("drop the sink and create it anew, into another table");
+                        self.note_failed(sink.id, sink.name, "sink", e);
                         continue;
                     }
                     self.restore_sink(&mut minter, Arc::new(sink), manifest)
@@ -319,7 +323,7 @@ impl Engine {
             }
         }
         let run = move || -> Result<()> {
-            let mut readers = minter.open_for_replay()?;
+            let mut readers = minter.open_for_replay(&bindings)?;
             if !bindings.is_empty() {
                 tracing::info!(
                     ticks = bindings.len(),
@@ -341,6 +345,12 @@ impl Engine {
             .await
             .map_err(|e| Error::internal(e.to_string()))??;
         Ok(later)
+    }
+
+    /// Shows an item that could not be started.
+    fn note_failed(&self, id: RelationId, name: String, kind: &'static str, error: Error) {
+        tracing::error!(%name, kind, %error, "could not be started, the others run");
+        lock(&self.inner.items).insert(id, Running::Failed { name, kind, error });
     }
 
     fn restore_source(
@@ -464,6 +474,7 @@ impl Engine {
             loop {
                 tokio::select! {
                     _ = timer.tick() => {}
+                    () = engine.inner.shared.checkpoint_soon.notified() => {}
                     _ = stopped.wait_for(|s| *s) => return,
                 }
                 let last = engine.inner.shared.last_tick.load(Ordering::Relaxed);

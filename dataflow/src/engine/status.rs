@@ -36,6 +36,11 @@ impl Engine {
                         ..flow_status(*id, &item.name, "view", progress, last)
                     }
                 }
+                Running::Failed { name, kind, error } => Status {
+                    state: "failed",
+                    last_error: Some(error.message.clone()),
+                    ..flow_status(*id, name, kind, &Progress::idle(), last)
+                },
                 Running::Sink {
                     item,
                     progress,

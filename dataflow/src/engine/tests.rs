@@ -74,9 +74,10 @@ impl Reader for NumbersReader {
             return Ok(Polled::Idle);
         }
         let column = Int64Array::from_iter_values((self.at..to).map(|x| x as i64));
-        self.at = to;
+        let begin = std::mem::replace(&mut self.at, to);
         Ok(Polled::Chunk(Chunk {
             split: "0".into(),
+            begin,
             end: to,
             batch: RecordBatch::try_new(schema(), vec![Arc::new(column)]).expect("one column"),
             diffs: None,
@@ -198,6 +199,7 @@ impl Bed {
             checkpoint_interval: Duration::from_secs(3600),
             commit_interval: Duration::from_millis(20),
             max_rows_in_flight: 100_000,
+            waiting: Arc::default(),
         };
         let meta: Arc<dyn Meta> = Arc::clone(&self.meta) as _;
         Engine::start(config, meta, items).await.expect("starts")

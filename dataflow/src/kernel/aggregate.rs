@@ -445,13 +445,13 @@ fn same_rows(old: &[ArrayRef], new: &[ArrayRef]) -> Result<Option<Vec<bool>>> {
 impl Stateful for AggregateState {
     fn freeze(&mut self) -> Vec<Part> {
         let mut parts = Vec::new();
-        for (at, groups) in &self.buckets {
+        for (at, groups) in &mut self.buckets {
             let at = at.map_or("open".to_string(), |at| at.to_string());
-            for (kind, frozen) in groups.freeze() {
+            for (kind, snapshot) in groups.snapshot() {
                 let name = format!("{kind}:{at}");
                 parts.push(Part {
                     name,
-                    data: PartData::Keyed(frozen),
+                    data: PartData::Keyed(snapshot),
                 });
             }
         }

@@ -421,13 +421,13 @@ fn assemble(
 impl Stateful for JoinState {
     fn freeze(&mut self) -> Vec<Part> {
         let mut parts = Vec::new();
-        for (name, side) in [("left", &self.left), ("right", &self.right)] {
-            for (start, table) in &side.tables {
+        for (name, side) in [("left", &mut self.left), ("right", &mut self.right)] {
+            for (start, table) in &mut side.tables {
                 let start = start.map_or("open".to_string(), |start| start.to_string());
                 let name = format!("{name}:{start}");
                 parts.push(Part {
                     name,
-                    data: PartData::Keyed(table.freeze()),
+                    data: PartData::Keyed(table.snapshot()),
                 });
             }
         }

@@ -102,10 +102,9 @@ fn inserted(delta: &Delta) -> Result<RecordBatch> {
 
 impl Stateful for Runs {
     fn freeze(&mut self) -> Vec<Part> {
-        let batches = self.batches.iter().map(|batch| RecordBatch::clone(batch));
         vec![Part {
             name: PART.to_string(),
-            data: PartData::Batches(batches.collect()),
+            data: PartData::Batches(self.batches.clone()),
         }]
     }
     fn restore(&mut self, parts: &[StoredPart]) -> Result<()> {

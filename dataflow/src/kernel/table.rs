@@ -109,7 +109,7 @@ impl Stateful for Table {
     fn freeze(&mut self) -> Vec<Part> {
         vec![Part {
             name: PART.to_string(),
-            data: PartData::Keyed(self.state.freeze()),
+            data: PartData::Keyed(self.state.snapshot()),
         }]
     }
     fn restore(&mut self, parts: &[StoredPart]) -> Result<()> {

@@ -17,6 +17,7 @@ use timely::dataflow::{Scope, Stream};
 use crate::delta::Delta;
 use crate::tap::{Item, SharedQueue};
 use crate::time::Tick;
+use crate::worker::command::{Counters, Progress};
 
 /// Items handled per activation, so that one import does not hold up its worker.
 const FUEL: usize = 64;
@@ -27,6 +28,7 @@ struct Picker {
     schema: SchemaRef,
     seen: HashMap<usize, Vec<usize>>,
     held: Vec<SchemaRef>,
+    progress: Arc<Progress>,
 }
 
 impl Picker {
@@ -52,19 +54,25 @@ impl Picker {
         let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(delta.len()));
         let batch = RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)
             .expect("the plan has the relation's types");
-        Delta {
+        let picked = Delta {
             batch,
             diffs: delta.diffs,
-        }
+        };
+        let counters = &self.progress.counters;
+        Counters::add(&counters.rows_in, picked.len());
+        Counters::add(&counters.bytes_in, picked.bytes());
+        picked
     }
 }
 
-/// The stream of a relation's columns `schema` (by name) as they arrive in `queue`.
+/// The stream of a relation's columns `schema` (by name) as they arrive in `queue`; counts what comes
+/// in as rows of the reading dataflow.
 pub fn import<'s>(
     scope: Scope<'s, Tick>,
     name: &str,
     queue: SharedQueue,
     schema: SchemaRef,
+    progress: Arc<Progress>,
 ) -> Stream<'s, Tick, Delta> {
     let names = schema.fields().iter().map(|f| f.name().clone()).collect();
     let mut picker = Picker {
@@ -72,6 +80,7 @@ pub fn import<'s>(
         schema,
         seen: HashMap::new(),
         held: Vec::new(),
+        progress,
     };
     source::<_, NoopBuilder<Delta>, _, _>(scope, name, move |capability, info| {
         let activator = scope.activator_for(Rc::clone(&info.address));

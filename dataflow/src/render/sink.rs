@@ -11,7 +11,7 @@ use crate::delta::Delta;
 use crate::operator::stage::{Logic, Moment, Out, stage};
 use crate::plan::RelationId;
 use crate::time::Tick;
-use crate::worker::command::{Body, Counters, Progress, WriterMessage};
+use crate::worker::command::{Body, Progress, WriterMessage};
 
 struct SinkLogic {
     id: RelationId,
@@ -35,9 +35,7 @@ impl Logic for SinkLogic {
             if tick < self.skip_below {
                 continue;
             }
-            Counters::add(&self.progress.counters.rows_in, delta.len());
             let bytes = delta.bytes();
-            Counters::add(&self.progress.counters.bytes_in, bytes);
             self.queued_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
             // The task lives until its sender is dropped with this dataflow.
             let _ = self.writer.send(WriterMessage::Write { tick, delta });

@@ -3,21 +3,28 @@
 //! ```text
 //! part  = header (magic, version, kind, counts, name, crc) block*
 //! block = head (group, flags, rows, length, crc) payload
+//! keyed payload = (page, slot, 1, hash, lengths, key, value | page, slot, 0)*
 //! ```
+//!
+//! Keyed state is stored in layers: all rows of one snapshot, then the changes of those after it. A
+//! row is named by its place (page and slot), so a change of later layers replaces what stood there.
 //!
 //! Every length, count and byte is covered by a CRC-32: what is torn or flipped is
 //! [`ErrorKind::Corrupt`], never a panic and never a wrong row. The version is the first thing read;
 //! a newer binary keeps reading older ones.
 
+use std::collections::{BTreeMap, HashMap};
 use std::io::{Cursor, Write};
 use std::ops::Range;
+use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use bytes::Bytes;
 
-use super::frozen::{Frozen, StateRow};
+use super::frozen::StateRow;
+use super::snapshot::{Slot, Snapshot};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{HASH_VERSION, key_group};
 
@@ -30,18 +37,19 @@ const BLOCK_HEAD: usize = 2 + 2 + 8 + 8 + 4;
 const CHAINED: u16 = 1;
 
 /// A named piece of frozen state.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Part {
     pub name: String,
     pub data: PartData,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub enum PartData {
     /// Rows by key; restored by key group.
-    Keyed(Frozen),
-    /// Rows without a key; restored batch by batch onto the workers in turn.
-    Batches(Vec<RecordBatch>),
+    Keyed(Snapshot),
+    /// Rows without a key; restored batch by batch onto the workers in turn. A batch that is the same
+    /// allocation as in an earlier checkpoint is not stored again.
+    Batches(Vec<Arc<RecordBatch>>),
     /// A few bytes; every worker is given those of all.
     Meta(Vec<u8>),
 }
@@ -55,8 +63,8 @@ pub struct StoredPart {
 
 #[derive(Debug, Clone)]
 pub enum StoredData {
-    /// One block per key group, for [`read_group`].
-    Keyed(Vec<Bytes>),
+    /// Layers, oldest first, each of one block per key group.
+    Keyed(Vec<Vec<Bytes>>),
     /// Arrow IPC streams of one batch each.
     Batches(Vec<Bytes>),
     Meta(Bytes),
@@ -70,17 +78,40 @@ impl StoredPart {
         owned: &Range<u16>,
         mut take: impl FnMut(Vec<StateRow<'_>>),
     ) -> Result<()> {
-        let StoredData::Keyed(blocks) = &self.data else {
+        let StoredData::Keyed(layers) = &self.data else {
             return Err(corrupt("holds no keyed rows").detail(format!("part: {}", self.name)));
         };
-        for block in blocks {
+        let mut groups = BTreeMap::<u16, Vec<(Head, &[u8])>>::new();
+        for block in layers.iter().flatten() {
             let head = Head::read(block)?;
             if head.flags & CHAINED != u16::from(chained) {
                 return Err(corrupt("holds rows of another kind"));
             }
             if owned.contains(&head.group) {
-                take(rows_of(&head, &block[BLOCK_HEAD..])?);
+                let payload = &block[BLOCK_HEAD..];
+                groups.entry(head.group).or_default().push((head, payload));
             }
+        }
+        for (group, blocks) in groups {
+            let rows = merged(&blocks)?;
+            if rows
+                .iter()
+                .any(|(hash, _, _)| u16::from(key_group(*hash)) != group)
+            {
+                return Err(corrupt("holds rows of another group"));
+            }
+            take(rows);
+        }
+        Ok(())
+    }
+
+    /// Puts a later chunk of the same part on top.
+    pub fn push(&mut self, later: Self) -> Result<()> {
+        match (&mut self.data, later.data) {
+            (StoredData::Keyed(layers), StoredData::Keyed(more)) => layers.extend(more),
+            (StoredData::Batches(blocks), StoredData::Batches(more)) => blocks.extend(more),
+            (StoredData::Meta(bytes), StoredData::Meta(newer)) => *bytes = newer,
+            _ => return Err(corrupt("changes its kind").detail(format!("part: {}", self.name))),
         }
         Ok(())
     }
@@ -98,47 +129,100 @@ impl StoredPart {
     }
 }
 
-/// Writes a part. The writer's errors are returned; nothing else can fail.
+/// Writes a part in full. The writer's errors are returned; nothing else can fail.
 pub fn write_part(part: &Part, out: &mut impl Write) -> Result<()> {
-    let (kind, blocks) = match &part.data {
-        PartData::Keyed(frozen) => (0u16, frozen.groups().count()),
-        PartData::Batches(batches) => (1, batches.len()),
-        PartData::Meta(_) => (2, 1),
-    };
-    let mut head = Vec::with_capacity(PART_HEAD + part.name.len() + 4);
+    match &part.data {
+        PartData::Keyed(snapshot) => write_keyed(&part.name, snapshot, false, out),
+        PartData::Batches(batches) => write_batches(&part.name, batches, out),
+        PartData::Meta(bytes) => write_meta(&part.name, bytes, out),
+    }
+}
+
+/// Writes all rows of a snapshot, or only what has changed since the one before.
+pub fn write_keyed(
+    name: &str,
+    snapshot: &Snapshot,
+    changes_only: bool,
+    out: &mut impl Write,
+) -> Result<()> {
+    let mut blocks = 0;
+    for group in &snapshot.groups {
+        let some = match changes_only {
+            true => group.changed().next().is_some(),
+            false => group.all().next().is_some(),
+        };
+        blocks += usize::from(some);
+    }
+    write_head(name, 0, blocks, out)?;
+    let flags = if snapshot.chained { CHAINED } else { 0 };
+    let mut block = Vec::new();
+    for group in &snapshot.groups {
+        block.clear();
+        let start = begin_block(&mut block);
+        let rows = match changes_only {
+            true => write_slots(group.changed(), &mut block),
+            false => write_slots(group.all(), &mut block),
+        };
+        if rows > 0 {
+            end_block(&mut block, start, u16::from(group.group), flags, rows);
+            out.write_all(&block)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes batches, one block each.
+pub fn write_batches(name: &str, batches: &[Arc<RecordBatch>], out: &mut impl Write) -> Result<()> {
+    write_head(name, 1, batches.len(), out)?;
+    let mut block = Vec::new();
+    for batch in batches {
+        block.clear();
+        write_batch(batch, &mut block)?;
+        out.write_all(&block)?;
+    }
+    Ok(())
+}
+
+/// Writes a few bytes as a part.
+pub fn write_meta(name: &str, bytes: &[u8], out: &mut impl Write) -> Result<()> {
+    write_head(name, 2, 1, out)?;
+    let mut block = Vec::new();
+    begin_block(&mut block);
+    block.extend_from_slice(bytes);
+    end_block(&mut block, 0, 0, 0, 0);
+    Ok(out.write_all(&block)?)
+}
+
+fn write_head(name: &str, kind: u16, blocks: usize, out: &mut impl Write) -> Result<()> {
+    let mut head = Vec::with_capacity(PART_HEAD + name.len() + 4);
     head.extend_from_slice(&MAGIC);
     head.extend_from_slice(&VERSION.to_le_bytes());
     head.extend_from_slice(&kind.to_le_bytes());
     head.extend_from_slice(&HASH_VERSION.to_le_bytes());
     head.extend_from_slice(&(blocks as u32).to_le_bytes());
-    head.extend_from_slice(&(part.name.len() as u32).to_le_bytes());
-    head.extend_from_slice(part.name.as_bytes());
+    head.extend_from_slice(&(name.len() as u32).to_le_bytes());
+    head.extend_from_slice(name.as_bytes());
     head.extend_from_slice(&crc32fast::hash(&head).to_le_bytes());
-    out.write_all(&head)?;
-    let mut block = Vec::new();
-    match &part.data {
-        PartData::Keyed(frozen) => {
-            for group in frozen.groups() {
-                block.clear();
-                write_group(frozen, group, &mut block);
-                out.write_all(&block)?;
-            }
-        }
-        PartData::Batches(batches) => {
-            for batch in batches {
-                block.clear();
-                write_batch(batch, &mut block)?;
-                out.write_all(&block)?;
-            }
-        }
-        PartData::Meta(bytes) => {
-            begin_block(&mut block);
-            block.extend_from_slice(bytes);
-            end_block(&mut block, 0, 0, 0, 0);
-            out.write_all(&block)?;
+    Ok(out.write_all(&head)?)
+}
+
+/// Appends rows with their places; how many there were.
+fn write_slots<'a>(slots: impl Iterator<Item = Slot<'a>>, out: &mut Vec<u8>) -> u64 {
+    let mut count = 0;
+    for (page, slot, row) in slots {
+        count += 1;
+        out.extend_from_slice(&page.to_le_bytes());
+        out.extend_from_slice(&(slot as u16).to_le_bytes());
+        out.extend_from_slice(&u16::from(row.is_some()).to_le_bytes());
+        if let Some((hash, key, value)) = row {
+            out.extend_from_slice(&hash.to_le_bytes());
+            out.extend_from_slice(&(key.len() as u32).to_le_bytes());
+            out.extend_from_slice(&(value.len() as u32).to_le_bytes());
+            out.extend_from_slice(key);
+            out.extend_from_slice(value);
         }
     }
-    Ok(())
+    count
 }
 
 /// Reads one part from the front of `bytes`; gives it and its length.
@@ -182,38 +266,12 @@ pub fn read_part(bytes: &Bytes) -> Result<(StoredPart, usize)> {
         at += length;
     }
     let data = match (kind, read.len()) {
-        (0, _) => StoredData::Keyed(read),
+        (0, _) => StoredData::Keyed(vec![read]),
         (1, _) => StoredData::Batches(read),
         (2, 1) => StoredData::Meta(read[0].slice(BLOCK_HEAD..)),
         _ => return Err(corrupt("is of an unknown kind")),
     };
     Ok((StoredPart { name, data }, at))
-}
-
-/// Appends the rows of one key group as a block.
-pub fn write_group(frozen: &Frozen, group: u8, out: &mut Vec<u8>) {
-    let start = begin_block(out);
-    for (hash, key, value) in frozen.group_rows(group) {
-        out.extend_from_slice(&hash.to_le_bytes());
-        out.extend_from_slice(&(key.len() as u32).to_le_bytes());
-        out.extend_from_slice(&(value.len() as u32).to_le_bytes());
-        out.extend_from_slice(key);
-        out.extend_from_slice(value);
-    }
-    let flags = if frozen.is_chained() { CHAINED } else { 0 };
-    end_block(out, start, u16::from(group), flags, frozen.group_len(group));
-}
-
-/// Reads a block of [`write_group`] from the front of `bytes`: group, rows and length.
-pub fn read_group(bytes: &[u8]) -> Result<(u8, Vec<StateRow<'_>>, usize)> {
-    let length = Head::check(bytes)?;
-    let head = Head::read(bytes)?;
-    let rows = rows_of(&head, &bytes[BLOCK_HEAD..length])?;
-    let group = u8::try_from(head.group).map_err(|_| corrupt("names an unknown group"))?;
-    if rows.iter().any(|(hash, _, _)| key_group(*hash) != group) {
-        return Err(corrupt("holds rows of another group"));
-    }
-    Ok((group, rows, length))
 }
 
 fn write_batch(batch: &RecordBatch, out: &mut Vec<u8>) -> Result<()> {
@@ -289,10 +347,43 @@ impl Head {
     }
 }
 
-fn rows_of<'a>(head: &Head, mut payload: &'a [u8]) -> Result<Vec<StateRow<'a>>> {
-    let mut rows = Vec::with_capacity((head.rows as usize).min(payload.len() / 16));
+/// The rows of a group once all its layers are applied.
+fn merged<'a>(blocks: &[(Head, &'a [u8])]) -> Result<Vec<StateRow<'a>>> {
+    if let [(head, payload)] = blocks {
+        let mut rows = Vec::with_capacity((head.rows as usize).min(payload.len() / 16));
+        each_slot(head, payload, |_, row| rows.extend(row))?;
+        return Ok(rows);
+    }
+    let mut rows = HashMap::new();
+    for (head, payload) in blocks {
+        each_slot(head, payload, |place, row| {
+            match row {
+                Some(row) => rows.insert(place, row),
+                None => rows.remove(&place),
+            };
+        })?;
+    }
+    Ok(rows.into_values().collect())
+}
+
+/// Hands over each place of a block and the row that is there.
+fn each_slot<'a>(
+    head: &Head,
+    mut payload: &'a [u8],
+    mut take: impl FnMut(u64, Option<StateRow<'a>>),
+) -> Result<()> {
+    let short = || corrupt("is cut short");
+    let mut count = 0;
     while !payload.is_empty() {
-        let short = || corrupt("is cut short");
+        let (place, rest) = payload.split_at_checked(8).ok_or_else(short)?;
+        let there = u16::from_le_bytes(array(&place[6..]));
+        let place = u64::from_le_bytes(array(place)) & 0xffff_ffff_ffff;
+        payload = rest;
+        count += 1;
+        if there == 0 {
+            take(place, None);
+            continue;
+        }
         let (lengths, rest) = payload.split_at_checked(16).ok_or_else(short)?;
         let hash = u64::from_le_bytes(array(&lengths[..8]));
         let key = u32::from_le_bytes(array(&lengths[8..12])) as usize;
@@ -302,13 +393,13 @@ fn rows_of<'a>(head: &Head, mut payload: &'a [u8]) -> Result<Vec<StateRow<'a>>> 
         if head.flags & CHAINED != 0 && value.len() < 8 {
             return Err(short());
         }
-        rows.push((hash, key, value));
+        take(place, Some((hash, key, value)));
         payload = rest;
     }
-    if rows.len() as u64 != head.rows {
+    if count != head.rows {
         return Err(corrupt("holds another number of rows than it says"));
     }
-    Ok(rows)
+    Ok(())
 }
 
 fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {

@@ -30,23 +30,6 @@ impl Frozen {
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()
     }
-    /// Several rows per key; each value then begins with the row's multiplicity.
-    pub fn is_chained(&self) -> bool {
-        self.chained
-    }
-    /// The key groups that hold rows, ascending.
-    pub fn groups(&self) -> impl Iterator<Item = u8> {
-        self.groups.iter().map(|group| group.group)
-    }
-    /// Number of rows of a group.
-    pub fn group_len(&self, group: u8) -> u64 {
-        self.find(group).map_or(0, |group| group.rows)
-    }
-    /// Rows of a group, in the order in which they lie in the pages.
-    pub fn group_rows(&self, group: u8) -> impl Iterator<Item = StateRow<'_>> {
-        let pages = self.find(group).map_or(&[][..], |group| &group.pages);
-        pages.iter().flat_map(|page| page.iter())
-    }
     /// All rows, group by group.
     pub fn iter(&self) -> impl Iterator<Item = StateRow<'_>> {
         let pages = self.groups.iter().flat_map(|group| &group.pages);
@@ -87,12 +70,5 @@ impl Frozen {
             chained,
         };
         chunks.into_iter().map(chunk).collect()
-    }
-
-    fn find(&self, group: u8) -> Option<&FrozenGroup> {
-        let at = self
-            .groups
-            .binary_search_by_key(&group, |group| group.group);
-        at.ok().map(|at| &self.groups[at])
     }
 }

@@ -14,6 +14,7 @@ use hashbrown::HashTable;
 
 use super::Kind;
 use super::page::{Links, NONE, PAGE_BYTES, Page, SLOT_BITS};
+use super::snapshot::{SnapshotGroup, SnapshotPage};
 use crate::key::hash_bytes;
 
 #[derive(Debug, Clone, Copy)]
@@ -104,13 +105,21 @@ impl Group {
     pub(super) fn pages(&self) -> impl Iterator<Item = &Arc<Page>> {
         self.pages.iter().map(|held| &held.page)
     }
-    /// Rows written since the marks were last cleared.
+    /// Rows written since the marks were last taken.
     pub(super) fn dirty_rows(&self) -> u64 {
         let bits = self.pages.iter().flat_map(|held| &held.dirty);
         bits.map(|word| u64::from(word.count_ones())).sum()
     }
-    pub(super) fn clear_dirty(&mut self) {
-        self.pages.iter_mut().for_each(|held| held.dirty.clear());
+    /// All pages, with the marks since this was last called.
+    pub(super) fn snapshot(&mut self, group: u8) -> SnapshotGroup {
+        let pages = self.pages.iter_mut().map(|held| SnapshotPage {
+            page: Arc::clone(&held.page),
+            dirty: std::mem::take(&mut held.dirty),
+        });
+        SnapshotGroup {
+            group,
+            pages: pages.collect(),
+        }
     }
 
     /// Address of the row of `key`; in chained state of the first one.

@@ -205,12 +205,19 @@ impl Page {
         self.data[start..start + 4].copy_from_slice(&word.to_le_bytes());
     }
 
+    /// The slots that hold a row, ascending.
+    pub(super) fn live_slots(&self) -> impl Iterator<Item = u32> {
+        (0..self.slots.len() as u32).filter(|slot| self.is_live(*slot))
+    }
+
+    /// Hash, key and value of a slot that holds a row.
+    pub(super) fn stored(&self, slot: u32) -> (u64, &[u8], &[u8]) {
+        let (key, value) = self.row(slot);
+        (self.hash(slot), key, value)
+    }
+
     /// The rows that live here, in slot order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &[u8], &[u8])> {
-        let live = (0..self.slots.len() as u32).filter(|slot| self.is_live(*slot));
-        live.map(|slot| {
-            let (key, value) = self.row(slot);
-            (self.hash(slot), key, value)
-        })
+        self.live_slots().map(|slot| self.stored(slot))
     }
 }

@@ -178,6 +178,10 @@ impl Progress {
             counters: Counters::default(),
         }
     }
+    /// Of something that does not run.
+    pub fn idle() -> Self {
+        Self::new(0, 0, Arc::default())
+    }
     pub fn set(&self, worker: usize, port: usize, next: Tick) {
         self.next[worker][port].store(next, Ordering::Release);
         self.signal.raise();

@@ -29,15 +29,20 @@ pub fn write_rows(out: &mut String, batches: &[RecordBatch]) {
             if !std::mem::take(&mut first) {
                 out.push(',');
             }
-            out.push('[');
-            for (i, column) in batch.columns().iter().enumerate() {
-                if i > 0 {
-                    out.push(',');
-                }
-                write_value(out, column, row);
-            }
-            out.push(']');
+            write_row(out, batch, row);
         }
+    }
+    out.push(']');
+}
+
+/// Appends one row as a list.
+pub fn write_row(out: &mut String, batch: &RecordBatch, row: usize) {
+    out.push('[');
+    for (i, column) in batch.columns().iter().enumerate() {
+        if i > 0 {
+            out.push(',');
+        }
+        write_value(out, column, row);
     }
     out.push(']');
 }

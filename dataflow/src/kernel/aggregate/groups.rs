@@ -7,7 +7,7 @@
 use crate::exact::ExactSum;
 use crate::kernel::accumulator::wide::{self, Wide};
 use crate::kernel::accumulator::{Kind, Layout, Slot, TOUCH, partial, push_tail, read_i64, tails};
-use crate::state::{Frozen, KeyedState, RowId, StateRow};
+use crate::state::{KeyedState, RowId, Snapshot, StateRow};
 use arrow::array::Array;
 
 use super::PartialColumn;
@@ -67,14 +67,14 @@ impl Groups {
     pub(super) fn rows(&self) -> impl Iterator<Item = StateRow<'_>> {
         self.rows.iter()
     }
-    pub(super) fn freeze(&self) -> impl Iterator<Item = (&'static str, Frozen)> {
+    pub(super) fn snapshot(&mut self) -> impl Iterator<Item = (&'static str, Snapshot)> {
         let values = self
             .values
-            .as_ref()
-            .map(|values| ("values", values.freeze()));
-        [("groups", self.rows.freeze())].into_iter().chain(values)
+            .as_mut()
+            .map(|values| ("values", values.snapshot()));
+        [("groups", self.rows.snapshot())].into_iter().chain(values)
     }
-    /// The state of a part of [`Self::freeze`].
+    /// The state of a part of [`Self::snapshot`].
     pub(super) fn state_mut(&mut self, kind: &str) -> Option<&mut KeyedState> {
         match kind {
             "groups" => Some(&mut self.rows),

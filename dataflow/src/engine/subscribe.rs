@@ -1,0 +1,108 @@
+//! Subscriptions: the contents of a relation at a tick, then every change, in order.
+//!
+//! # Contract
+//!
+//! * Contents and changes add up: contents at tick T plus the changes up to any later tick are the
+//!   relation at that tick.
+//! * A tick is handed out once, whole, and only when it is durable: what was seen is never taken back
+//!   by a crash.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::Engine;
+use super::minter::Request;
+use crate::delta::Delta;
+use crate::error::{Error, ErrorKind, Result};
+use crate::follow::{Event, Follower, Load};
+use crate::plan::RelationId;
+use crate::tick::ReadMark;
+use crate::time::Tick;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Subscription {
+    /// The tick of the contents.
+    pub tick: Tick,
+    pub contents: Vec<RecordBatch>,
+    engine: Engine,
+    events: UnboundedReceiver<(usize, Event)>,
+    load: Arc<Load>,
+    /// By worker: nothing below follows.
+    upto: Vec<Tick>,
+    pending: BTreeMap<Tick, Vec<Delta>>,
+}
+
+impl Engine {
+    /// Begins to follow a relation (a view, `$errors`, `$late`, `$rejected`).
+    pub async fn subscribe(&self, id: RelationId) -> Result<Subscription> {
+        let (follow, events) = unbounded_channel();
+        let load = Arc::new(Load::default());
+        let follower = Follower::new(follow, Arc::clone(&load));
+        let read = self.read_with(&[id], Some(follower)).await?;
+        let contents = read.relations.into_values().flatten().collect();
+        Ok(Subscription {
+            tick: read.tick,
+            contents,
+            engine: self.clone(),
+            events,
+            load,
+            upto: vec![0; self.inner.config.workers],
+            pending: BTreeMap::new(),
+        })
+    }
+}
+
+impl Subscription {
+    /// The changes of the next tick that has any; `None` when the relation was dropped or the engine
+    /// has stopped. An insertion and a retraction of equal rows may both be among them.
+    pub async fn next(&mut self) -> Result<Option<(Tick, Vec<Delta>)>> {
+        loop {
+            let complete = self.upto.iter().min().copied().unwrap_or(0);
+            if let Some(first) = self.pending.first_entry()
+                && *first.key() < complete
+            {
+                let (tick, deltas) = first.remove_entry();
+                self.engine.wait_durable(tick).await?;
+                return Ok(Some((tick, deltas)));
+            }
+            let event = self.events.recv().await;
+            if self.load.is_overrun() {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "the subscriber reads more slowly than the relation changes",
+                )
+                .code("53400")
+                .hint("subscribe again; the contents come first"));
+            }
+            let Some((worker, event)) = event else {
+                return Ok(None);
+            };
+            self.load.took(&event);
+            match event {
+                Event::Changes(tick, deltas) if tick > self.tick => {
+                    self.pending.entry(tick).or_default().extend(deltas);
+                }
+                Event::Changes(..) => {}
+                Event::Closed => return Ok(None),
+                Event::Upto(tick) => self.upto[worker] = self.upto[worker].max(tick),
+            }
+        }
+    }
+}
+
+/// A read that also leaves a follower behind.
+pub(super) fn mark(
+    ids: &[RelationId],
+    answer: tokio::sync::mpsc::UnboundedSender<crate::tick::ReadAnswer>,
+    follow: Option<Follower>,
+) -> Request {
+    Request::Read(ReadMark {
+        relations: ids.into(),
+        answer,
+        follow,
+    })
+}
