@@ -1,9 +1,13 @@
 //! The symmetric inner equi-join: both sides in keyed state, each probed with the news of the other.
 //!
 //! ```text
-//! new left  ──► probe old right ──► stored in left
-//! new right ──► probe new left  ──► stored in right
+//! few news  ──► probe the other side as it was        ──► stored
+//! many news ──► probe the other side, its news included ──► stored, unless the tick closes them
 //! ```
+//!
+//! The side with more news comes second: what its own tick closes is probed with and never stored. Where
+//! windows close in the tick in which their rows come (an aggregate on close, a tick longer than a
+//! window), most rows of a join are such.
 //!
 //! # Contract
 //!
@@ -114,26 +118,60 @@ impl JoinState {
     /// Applies all rows of one tick.
     pub fn tick(&mut self, left: &[Delta], right: &[Delta], watermark: Watermark) -> TickOutput {
         let mut out = TickOutput::default();
-        let done = self.apply(left, right, &mut out);
+        let done = self.apply(left, right, watermark, &mut out);
         done.expect("rows have the types of the plan");
         self.left.close(watermark);
         self.right.close(watermark);
         out
     }
 
-    fn apply(&mut self, left: &[Delta], right: &[Delta], out: &mut TickOutput) -> Result<()> {
-        let (output, filter) = (&self.output, self.filter.as_ref());
-        for delta in &coalesce(left)? {
-            let rows = self.left.read(delta)?;
-            let pairs = |columns: Vec<ArrayRef>, stored: Vec<ArrayRef>| [columns, stored].concat();
-            probe(delta, &rows, &self.right, &pairs, (output, filter), out)?;
-            self.left.insert(delta, &rows)?;
+    fn apply(
+        &mut self,
+        left: &[Delta],
+        right: &[Delta],
+        watermark: Watermark,
+        out: &mut TickOutput,
+    ) -> Result<()> {
+        let rows = |deltas: &[Delta]| deltas.iter().map(Delta::len).sum::<usize>();
+        if rows(left) <= rows(right) {
+            self.apply_left(left, None, out)?;
+            self.apply_right(right, Some(watermark), out)
+        } else {
+            self.apply_right(right, None, out)?;
+            self.apply_left(left, Some(watermark), out)
         }
-        for delta in &coalesce(right)? {
+    }
+
+    /// News of the left side; `closed` is given when nothing of this tick probes them any more.
+    fn apply_left(
+        &mut self,
+        news: &[Delta],
+        closed: Option<Watermark>,
+        out: &mut TickOutput,
+    ) -> Result<()> {
+        let to = (&self.output, self.filter.as_ref());
+        let pairs = |columns: Vec<ArrayRef>, stored: Vec<ArrayRef>| [columns, stored].concat();
+        for delta in &coalesce(news)? {
+            let rows = self.left.read(delta)?;
+            probe(delta, &rows, &self.right, &pairs, to, out)?;
+            self.left.insert(delta, &rows, closed)?;
+        }
+        Ok(())
+    }
+
+    /// As [`Self::apply_left`] for the right side.
+    fn apply_right(
+        &mut self,
+        news: &[Delta],
+        closed: Option<Watermark>,
+        out: &mut TickOutput,
+    ) -> Result<()> {
+        let to = (&self.output, self.filter.as_ref());
+        let pairs = |columns: Vec<ArrayRef>, stored: Vec<ArrayRef>| [stored, columns].concat();
+        for delta in &coalesce(news)? {
             let rows = self.right.read(delta)?;
-            let pairs = |columns: Vec<ArrayRef>, stored: Vec<ArrayRef>| [stored, columns].concat();
-            probe(delta, &rows, &self.left, &pairs, (output, filter), out)?;
-            self.right.insert(delta, &rows)?;
+            probe(delta, &rows, &self.left, &pairs, to, out)?;
+            self.right.insert(delta, &rows, closed)?;
         }
         Ok(())
     }
@@ -197,10 +235,15 @@ impl Keyed {
         table.warm(rows.iter().map(|at| self.hashes[at.row as usize]));
     }
 
+    /// The rows that can join.
+    fn joining(&self) -> impl Iterator<Item = usize> + '_ {
+        let joins = |row: &usize| self.nulls.as_ref().is_none_or(|nulls| nulls.is_valid(*row));
+        (0..self.hashes.len()).filter(joins)
+    }
+
     /// The rows that can join, by table.
     fn order(&self, table: impl Fn(usize) -> Time) -> Order {
-        let joins = |row: &usize| self.nulls.as_ref().is_none_or(|nulls| nulls.is_valid(*row));
-        let rows = (0..self.hashes.len()).filter(joins);
+        let rows = self.joining();
         Order::new(rows.map(|row| (table(row), self.hashes[row], 0, row as u32)))
     }
 }
@@ -270,15 +313,31 @@ impl Side {
         floor(time?, self.step)
     }
 
-    fn insert(&mut self, delta: &Delta, rows: &Keyed) -> Result<()> {
-        let columns: Vec<ArrayRef> = self
-            .stored
-            .iter()
-            .map(|c| Arc::clone(delta.batch.column(*c)))
-            .collect();
-        let contents = self.rows.encode(&columns, delta.len())?;
+    /// Stores the rows of a delta, apart from those that `closed` closes.
+    fn insert(&mut self, delta: &Delta, rows: &Keyed, closed: Option<Watermark>) -> Result<()> {
         let times = self.close.map(|rule| times(&delta.batch, rule.key));
-        let order = rows.order(|row| self.table_of(times.as_ref()?(row)));
+        let table_of = |row: usize| self.table_of(times.as_ref()?(row));
+        let open = |row: &usize| closed.is_none_or(|at| !self.closes(table_of(*row), at));
+        let open: Vec<u32> = rows.joining().filter(open).map(|row| row as u32).collect();
+        if open.is_empty() {
+            return Ok(());
+        }
+        let some = (open.len() < delta.len()).then(|| UInt32Array::from(open.clone()));
+        let column = |column: &usize| {
+            let column = delta.batch.column(*column);
+            match &some {
+                Some(rows) => take(column, rows, None).map_err(|e| Error::internal(e.to_string())),
+                None => Ok(Arc::clone(column)),
+            }
+        };
+        let columns: Vec<ArrayRef> = self.stored.iter().map(column).collect::<Result<_>>()?;
+        let contents = self.rows.encode(&columns, open.len())?;
+        // Source and row of what is placed: where its contents are, and where its key is.
+        let placed = open.iter().enumerate().map(|(at, row)| {
+            let time = table_of(*row as usize);
+            (time, rows.hashes[*row as usize], at as u32, *row)
+        });
+        let order = Order::new(placed);
         for (time, run) in order.runs() {
             let table = self
                 .tables
@@ -286,23 +345,33 @@ impl Side {
                 .or_insert_with(|| new_table(self.growing));
             for block in run.chunks(WARM_ROWS) {
                 rows.warm(table, block);
-                for row in block.iter().map(|at| at.row as usize) {
+                for at in block {
+                    let row = at.row as usize;
+                    let contents = contents.row(at.source as usize);
                     let (hash, key) = (rows.hashes[row], rows.keys.row(row));
-                    table.add_row(hash, key, contents.row(row), delta.diffs.get(row));
+                    table.add_row(hash, key, contents, delta.diffs.get(row));
                 }
             }
         }
         Ok(())
     }
 
+    /// The watermark closes all that the table of this time may hold.
+    fn closes(&self, table: Time, watermark: Watermark) -> bool {
+        let last = table.map(|start| start.saturating_add(self.step - 1));
+        self.close
+            .zip(last)
+            .is_some_and(|(rule, last)| watermark >= last.saturating_add(rule.delay_us))
+    }
+
     /// Drops what the watermark closes, and tables that retractions have emptied.
     fn close(&mut self, watermark: Watermark) {
-        let Some(rule) = self.close else { return };
-        self.tables.retain(|start, table| {
-            let last = start.map(|start| start.saturating_add(self.step - 1));
-            let closed = last.is_some_and(|last| watermark >= last.saturating_add(rule.delay_us));
-            !closed && !table.is_empty()
-        });
+        if self.close.is_none() {
+            return;
+        }
+        let mut tables = std::mem::take(&mut self.tables);
+        tables.retain(|start, table| !self.closes(*start, watermark) && !table.is_empty());
+        self.tables = tables;
     }
 }
 
