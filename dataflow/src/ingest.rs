@@ -9,14 +9,15 @@
 //! * `Unavailable` is retried with back-off and never loses records; any other error stops this
 //!   source alone, and is shown in its status.
 
+mod watermark;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arrow::array::{Array, AsArray, RecordBatch, RecordBatchOptions};
-use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
-use datafusion::physical_expr::PhysicalExpr;
+use arrow::array::{AsArray, RecordBatch, RecordBatchOptions};
+use arrow::datatypes::SchemaRef;
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::utils::{collect_columns, reassign_expr_columns};
 
@@ -28,6 +29,7 @@ use crate::kernel::nullable;
 use crate::plan::{MapStep, SourcePlan};
 use crate::source::{Chunk, Offsets, Polled, Reader, Rejected, Source};
 use crate::time::{NO_WATERMARK, Watermark};
+use watermark::BatchWatermark;
 
 /// Rows and bytes that wait per source before its readers block.
 pub const QUEUE_ROWS: usize = 512 * 1024;
@@ -65,7 +67,7 @@ pub struct Preparer {
     /// `Some(i)` for each column that is the `i`-th projected physical column as it is.
     plain: Option<Vec<usize>>,
     computed: Option<MapKernel>,
-    watermark: Option<(Arc<dyn PhysicalExpr>, Option<i64>)>,
+    watermark: Option<BatchWatermark>,
 }
 
 impl std::fmt::Debug for Preparer {
@@ -133,7 +135,7 @@ impl Preparer {
             Some(w) => {
                 let expr =
                     reassign_expr_columns(Arc::clone(&w.expr), &schema).map_err(expr_error)?;
-                Some((expr, w.max_ahead_us))
+                Some(BatchWatermark::new(expr, w.max_ahead_us))
             }
             None => None,
         };
@@ -199,7 +201,8 @@ impl Preparer {
         };
         let watermark = delta
             .as_ref()
-            .map_or(NO_WATERMARK, |d| self.watermark_of(&d.batch));
+            .zip(self.watermark.as_ref())
+            .map_or(NO_WATERMARK, |(d, watermark)| watermark.of(&d.batch));
         Prepared {
             split,
             begin,
@@ -209,39 +212,6 @@ impl Preparer {
             watermark,
             bytes,
             remaining,
-        }
-    }
-
-    fn watermark_of(&self, batch: &RecordBatch) -> Watermark {
-        let Some((expr, max_ahead)) = &self.watermark else {
-            return NO_WATERMARK;
-        };
-        // A row whose watermark cannot be computed claims nothing.
-        let Ok(value) = expr.evaluate(batch) else {
-            return NO_WATERMARK;
-        };
-        let Ok(array) = value.into_array(batch.num_rows()) else {
-            return NO_WATERMARK;
-        };
-        let Some(times) = array.as_primitive_opt::<TimestampMicrosecondType>() else {
-            return NO_WATERMARK;
-        };
-        let limit = max_ahead.map_or(i64::MAX, |ahead| env::now_us().saturating_add(ahead));
-        if times.null_count() == 0 {
-            times
-                .values()
-                .iter()
-                .filter(|t| **t <= limit)
-                .max()
-                .copied()
-                .unwrap_or(NO_WATERMARK)
-        } else {
-            times
-                .iter()
-                .flatten()
-                .filter(|t| *t <= limit)
-                .max()
-                .unwrap_or(NO_WATERMARK)
         }
     }
 }
