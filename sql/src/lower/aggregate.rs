@@ -8,7 +8,7 @@ use datafusion::logical_expr::expr::{AggregateFunction, AggregateFunctionParams}
 use datafusion::logical_expr::{Aggregate, Expr, LogicalPlan};
 use datafusion::physical_expr::PhysicalExpr;
 use millrace_dataflow::error::{Error, Result};
-use millrace_dataflow::plan::{AggregateCall, AggregateKind, CloseRule, Emit, Op};
+use millrace_dataflow::plan::{AggregateCall, AggregateKind, CloseRule, Emit, MapStep, NodeId, Op};
 
 use super::event::{Event, later, only};
 use super::{Lowering, Stream, arrow_schema, column_of, refuse};
@@ -124,14 +124,45 @@ impl Lowering<'_> {
         Ok((stream, keys, calls))
     }
 
+    /// Reads a window directly where only a choice of its columns stands between: the aggregate then
+    /// computes the window itself, and a row is not spread over its windows first.
+    fn read_window(
+        &mut self,
+        node: NodeId,
+        keys: &mut [usize],
+        calls: &mut [AggregateCall],
+    ) -> NodeId {
+        let Op::Map { input, steps } = &self.nodes[node].op else {
+            return node;
+        };
+        let [MapStep::Project(exprs, _)] = &steps[..] else {
+            return node;
+        };
+        let window = *input;
+        let chosen: Option<Vec<usize>> = exprs.iter().map(column_of).collect();
+        let Some(chosen) = chosen else { return node };
+        // A node that is not the last one may be read by others.
+        if node + 1 != self.nodes.len() || !matches!(self.nodes[window].op, Op::Window { .. }) {
+            return node;
+        }
+        self.nodes.pop();
+        keys.iter_mut().for_each(|key| *key = chosen[*key]);
+        for call in calls {
+            call.input = call.input.map(|column| chosen[column]);
+            call.filter = call.filter.map(|column| chosen[column]);
+        }
+        window
+    }
+
     fn group(
         &mut self,
-        input: Stream,
-        keys: Vec<usize>,
-        calls: Vec<AggregateCall>,
+        mut input: Stream,
+        mut keys: Vec<usize>,
+        mut calls: Vec<AggregateCall>,
         schema: SchemaRef,
     ) -> Result<Stream> {
         let key_events: Vec<Option<Event>> = keys.iter().map(|k| input.events[*k]).collect();
+        input.node = self.read_window(input.node, &mut keys, &mut calls);
         // The earliest promise: the end of a window rather than its start.
         let close = key_events
             .iter()

@@ -184,3 +184,32 @@ fn on_close_every_aggregate_emits_on_close() {
     assert_eq!(closes, vec![(0, Emit::OnClose), (5_000_000, Emit::OnClose)]);
     assert!(plan.append_only);
 }
+
+#[test]
+fn an_aggregate_reads_its_window_directly() {
+    let plan = lowered(
+        "CREATE MATERIALIZED VIEW v AS SELECT window_end, auction, count(*) AS n, max(price) AS top \
+         FROM HOP(bids, at, INTERVAL '2' SECOND, INTERVAL '10' SECOND) GROUP BY auction, window_end",
+    )
+    .expect("a plan")
+    .plan;
+    let aggregate = plan.nodes.iter().find_map(|n| match &n.op {
+        Op::Aggregate {
+            input, keys, calls, ..
+        } => Some((*input, keys, calls)),
+        _ => None,
+    });
+    let (input, keys, calls) = aggregate.expect("an aggregate");
+    assert!(matches!(plan.nodes[input].op, Op::Window { .. }));
+    let below = &plan.nodes[input].schema;
+    let names: Vec<&str> = keys
+        .iter()
+        .map(|k| below.field(*k).name().as_str())
+        .collect();
+    assert_eq!(names, ["auction", "window_end"]);
+    let top = calls
+        .iter()
+        .find_map(|call| call.input)
+        .expect("max reads a column");
+    assert_eq!(below.field(top).name(), "price");
+}
