@@ -17,7 +17,7 @@ use crate::key::Share;
 use crate::state::{Part, PartData, Stateful, StoredData, StoredPart};
 
 /// Batches of this many rows are not merged any further.
-const FULL_ROWS: usize = 65_536;
+const FULL_ROWS: usize = 16_384;
 const PART: &str = "runs";
 
 /// Rows that never vanish.
