@@ -74,6 +74,8 @@ pub struct KeyedState {
     /// Of [`Snapshot`]; zero until the first one.
     generation: u64,
     snapshots: u64,
+    /// Rows for which a new key group has room.
+    expected: u32,
 }
 
 /// What a key has. See the module contract.
@@ -95,6 +97,16 @@ impl KeyedState {
     /// One row per key.
     pub fn plain() -> Self {
         Self::default()
+    }
+
+    /// One row per key, about `rows` of them in all. A little room saves growing into it; of many rows
+    /// each group still grows by itself, since they may not come.
+    pub fn plain_for(rows: u64) -> Self {
+        const MOST: u64 = 32;
+        Self {
+            expected: (rows / GROUPS as u64).min(MOST) as u32,
+            ..Self::default()
+        }
     }
 
     /// A multiset of rows per key.
@@ -145,8 +157,8 @@ impl KeyedState {
         if self.groups.is_empty() {
             self.groups.resize_with(GROUPS, || None);
         }
-        let kind = self.kind;
-        self.groups[usize::from(number)].get_or_insert_with(|| Box::new(Group::new(kind)))
+        let (kind, expected) = (self.kind, self.expected);
+        self.groups[usize::from(number)].get_or_insert_with(|| Box::new(Group::new(kind, expected)))
     }
 
     /// The value of a key.

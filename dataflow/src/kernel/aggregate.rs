@@ -104,6 +104,8 @@ pub struct AggregateState {
     schema: SchemaRef,
     /// By value of the close key; groups without one never close.
     buckets: BTreeMap<Time, Groups>,
+    /// Groups of the table that closed last: the next ones will have about as many.
+    usual: u64,
 }
 
 /// Partial columns of one delta, read by row.
@@ -127,6 +129,7 @@ impl AggregateState {
             codec: codec.expect("the plan was checked by `AggregateSpec::validate`"),
             schema: nullable(&spec.output),
             buckets: BTreeMap::new(),
+            usual: 0,
             layout,
             spec,
         }
@@ -164,7 +167,8 @@ impl AggregateState {
         });
         let order = Order::new(rows);
         for (time, run) in order.runs() {
-            let groups = bucket(&mut self.buckets, time, self.spec.emit, &self.layout);
+            let how = (self.spec.emit, self.usual);
+            let groups = bucket(&mut self.buckets, time, how, &self.layout);
             for block in run.chunks(WARM_ROWS) {
                 let place = |at: &Placed| (&sources[at.source as usize], at.row as usize);
                 groups.warm(
@@ -219,14 +223,16 @@ impl AggregateState {
         if watermark < value?.saturating_add(past) {
             return None;
         }
-        self.buckets.remove(&value)
+        let closed = self.buckets.remove(&value)?;
+        self.usual = closed.count();
+        Some(closed)
     }
 
     /// An aggregation without keys has its group from the first tick on.
     fn create_single_group(&mut self) {
         let hash = hash_bytes(&[]);
         if self.spec.keys.is_empty() && self.share.owns(hash) {
-            let groups = bucket(&mut self.buckets, None, self.spec.emit, &self.layout);
+            let groups = bucket(&mut self.buckets, None, (self.spec.emit, 0), &self.layout);
             groups.create(&self.layout, (hash, &[]));
         }
     }
@@ -377,12 +383,12 @@ impl<'a> Source<'a> {
 fn bucket<'a>(
     buckets: &'a mut BTreeMap<Time, Groups>,
     at: Time,
-    emit: Emit,
+    (emit, expected): (Emit, u64),
     layout: &Layout,
 ) -> &'a mut Groups {
     buckets
         .entry(at)
-        .or_insert_with(|| Groups::new(layout, emit == Emit::Changes))
+        .or_insert_with(|| Groups::new(layout, emit == Emit::Changes, expected))
 }
 
 fn partial_columns<'a>(
@@ -473,7 +479,7 @@ impl Stateful for AggregateState {
                 "open" => None,
                 at => Some(at.parse().map_err(|_| strange())?),
             };
-            let groups = bucket(&mut self.buckets, at, self.spec.emit, &self.layout);
+            let groups = bucket(&mut self.buckets, at, (self.spec.emit, 0), &self.layout);
             groups
                 .state_mut(kind)
                 .ok_or_else(strange)?

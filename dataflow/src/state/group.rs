@@ -13,7 +13,7 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 
 use super::Kind;
-use super::page::{Links, NONE, PAGE_BYTES, Page, SLOT_BITS};
+use super::page::{Links, NONE, PAGE_BYTES, Page, SLOT_BITS, head};
 use super::snapshot::{SnapshotGroup, SnapshotPage};
 use crate::key::hash_bytes;
 
@@ -33,11 +33,9 @@ struct Held {
 }
 
 impl Held {
-    /// The first page of a group begins small, the others will be filled.
-    fn new(chained: bool, first: bool) -> Self {
-        let bytes = if first { 0 } else { PAGE_BYTES };
+    fn new(page: Page) -> Self {
         Self {
-            page: Arc::new(Page::new(chained, bytes)),
+            page: Arc::new(page),
             dirty: Vec::new(),
             open: true,
         }
@@ -61,6 +59,8 @@ pub(super) struct Group {
     open: Vec<u32>,
     rows: u64,
     kind: Kind,
+    /// Rows for which there is room from the start.
+    expected: u32,
 }
 
 /// Spreads a tag over the bits that the table uses.
@@ -84,14 +84,15 @@ fn page_at(pages: &[Held], address: u32) -> (&Page, u32) {
 }
 
 impl Group {
-    pub(super) fn new(kind: Kind) -> Self {
+    pub(super) fn new(kind: Kind, expected: u32) -> Self {
         Self {
-            index: HashTable::new(),
+            index: HashTable::with_capacity(expected as usize),
             exact: HashTable::new(),
             pages: Vec::new(),
             open: Vec::new(),
             rows: 0,
             kind,
+            expected,
         }
     }
     pub(super) fn rows(&self) -> u64 {
@@ -223,8 +224,7 @@ impl Group {
         let number = loop {
             let Some(last) = self.open.last().copied() else {
                 self.open.push(self.pages.len() as u32);
-                self.pages
-                    .push(Held::new(self.kind.is_chained(), self.pages.is_empty()));
+                self.add_page(len);
                 continue;
             };
             let held = &mut self.pages[last as usize];
@@ -238,8 +238,7 @@ impl Group {
             if len > PAGE_BYTES / 4 && held.page.rows() > 0 {
                 // A large row does not end a page that still has room for small ones.
                 self.open.insert(0, self.pages.len() as u32);
-                self.pages
-                    .push(Held::new(self.kind.is_chained(), self.pages.is_empty()));
+                self.add_page(len);
                 break self.open[0];
             }
             held.open = false;
@@ -250,6 +249,20 @@ impl Group {
         held.mark(slot);
         self.rows += 1;
         number << SLOT_BITS | slot
+    }
+
+    /// An empty page, for a row of `len` bytes. The first of a group has room for the rows expected, the
+    /// others will be filled.
+    fn add_page(&mut self, len: usize) {
+        let chained = self.kind.is_chained();
+        let page = if self.pages.is_empty() {
+            let rows = self.expected as usize;
+            let bytes = rows * (head(chained) + len);
+            Page::new(chained, rows, bytes.min(PAGE_BYTES))
+        } else {
+            Page::new(chained, 0, PAGE_BYTES)
+        };
+        self.pages.push(Held::new(page));
     }
 
     /// Frees the bytes and the slot of a row.

@@ -36,16 +36,23 @@ pub(super) struct Page {
     chained: bool,
 }
 
+/// Bytes in front of a row's key.
+#[inline]
+pub(super) fn head(chained: bool) -> usize {
+    if chained { HEAD + LINKS } else { HEAD }
+}
+
 #[inline]
 fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
 impl Page {
-    /// A page with room for `bytes` of rows from the start.
-    pub(super) fn new(chained: bool, bytes: usize) -> Self {
+    /// A page with room for `rows` rows of `bytes` in all from the start.
+    pub(super) fn new(chained: bool, rows: usize, bytes: usize) -> Self {
         Self {
             chained,
+            slots: Vec::with_capacity(rows),
             data: Vec::with_capacity(bytes),
             ..Self::default()
         }
@@ -62,7 +69,7 @@ impl Page {
     }
     #[inline]
     fn head(&self) -> usize {
-        if self.chained { HEAD + LINKS } else { HEAD }
+        head(self.chained)
     }
 
     /// A row of `len` bytes fits without compaction.
@@ -117,7 +124,7 @@ impl Page {
         self.live -= self.len_at(offset);
         if self.free.len() + 1 == self.slots.len() {
             // Empty: give the memory back, the page itself will be filled again.
-            *self = Self::new(self.chained, 0);
+            *self = Self::new(self.chained, 0, 0);
         } else {
             self.free.push(slot as u16);
         }

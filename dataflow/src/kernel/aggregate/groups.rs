@@ -44,9 +44,10 @@ pub(super) struct Groups {
 }
 
 impl Groups {
-    pub(super) fn new(layout: &Layout, track: bool) -> Self {
+    /// No groups yet; `expected` are about as many as will come.
+    pub(super) fn new(layout: &Layout, track: bool, expected: u64) -> Self {
         Self {
-            rows: KeyedState::plain(),
+            rows: KeyedState::plain_for(expected),
             values: layout.has_values().then(KeyedState::chained),
             track,
             touched: Vec::new(),
@@ -57,6 +58,10 @@ impl Groups {
 
     pub(super) fn len(&self) -> u64 {
         self.rows.len() + self.values.as_ref().map_or(0, KeyedState::len)
+    }
+    /// Groups, without what is beside them.
+    pub(super) fn count(&self) -> u64 {
+        self.rows.len()
     }
     pub(super) fn is_empty(&self) -> bool {
         self.rows.is_empty()
