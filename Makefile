@@ -16,7 +16,7 @@ RELEASE := CARGO_PROFILE_DEV_OPT_LEVEL=3 CARGO_PROFILE_DEV_DEBUG_ASSERTIONS=fals
 export MILLRACE_TEST_KAFKA ?= 127.0.0.1:9092
 SERVICES := tests/services
 
-.PHONY: help build demo test test-unit test-slt test-crash test-http check fmt bench idle services-start services-stop
+.PHONY: help build demo test test-unit test-slt test-crash crash-long sim-long test-http check fmt bench idle services-start services-stop
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -44,6 +44,14 @@ test-slt: ## Run the SQL corpus alone (MILLRACE_SLT=joins picks files)
 test-crash: ## Run the crash tests alone
 	@$(SERVICES)/kafka.sh start >/dev/null && $(SERVICES)/pyiceberg.sh install
 	@cargo build --workspace --all-targets && cargo test --workspace --test crash -- --nocapture --test-threads 1
+
+crash-long: ## 200 kills and 30 zombies (about twenty minutes)
+	@$(SERVICES)/kafka.sh start >/dev/null && $(SERVICES)/pyiceberg.sh install
+	@cargo build --workspace --all-targets
+	@MILLRACE_CRASH_KILLS=200 MILLRACE_CRASH_ZOMBIES=30 cargo test --workspace --test crash -- --nocapture --test-threads 1
+
+sim-long: ## 10,000 seeded schedules of the commit core
+	@MILLRACE_SIM_SEEDS=5000 cargo test --workspace --lib -- --nocapture no_schedule_loses
 
 test-http: ## Run the tests of the HTTP API and of outside services alone
 	@$(SERVICES)/kafka.sh start >/dev/null && $(SERVICES)/pyiceberg.sh install

@@ -4,6 +4,9 @@
         every id from 0 to COUNT-1 is there once, nothing else is
     ledger.py DATA_DIR equal TABLE EXPECTED.json
         the table holds exactly these rows (a list of lists, any order)
+    ledger.py DATA_DIR net TABLE EXPECTED.json
+        a changelog (columns op and tick): at no tick a row is there less than never, and in the end
+        exactly these rows are there once
     ledger.py DATA_DIR read TABLE
         prints the rows
 
@@ -121,6 +124,27 @@ def main():
                 f"{sum(extra.values())} are too many, as {list(extra)[:5]}"
             )
         report["rows"] = sum(found.values())
+    elif command == "net":
+        with open(sys.argv[4], encoding="utf-8") as file:
+            wanted = collections.Counter(json.dumps(row) for row in json.load(file))
+        names = table.scan().to_arrow().column_names
+        op, tick = names.index("op"), names.index("tick")
+        changes = sorted(rows_of(table), key=lambda row: row[tick])
+        found, at = collections.Counter(), None
+        for row in changes + [None]:
+            if row is None or row[tick] != at:
+                low = [r for r, n in found.items() if n < 0 or n > 1]
+                if low:
+                    fail(f"after tick {at} rows are there {found[low[0]]} times, as {low[:3]}")
+                found = +found
+            if row is not None:
+                at = row[tick]
+                rest = [v for i, v in enumerate(row) if i not in (op, tick)]
+                found[json.dumps(rest)] += 1 if row[op] == "+" else -1
+        missing, extra = wanted - found, found - wanted
+        if missing or extra:
+            fail(f"missing {list(missing)[:5]}, too many {list(extra)[:5]}")
+        report["rows"], report["changes"] = sum(found.values()), len(changes)
     elif command == "read":
         report["rows"] = rows_of(table)
     else:

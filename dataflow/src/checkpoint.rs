@@ -11,6 +11,9 @@
 //! 4. Only then objects that neither of the last two manifests names, and remap segments below the
 //!    oldest kept, are garbage.
 //!
+//! Ids begin with the incarnation, so that a server that was taken over and does not know it yet writes
+//! elsewhere until it is refused in 3.
+//!
 //! A crash before 3 ends leaves objects nobody refers to; a crash after it begins at F.
 
 pub mod collector;

@@ -9,8 +9,16 @@
 //! * After a crash the bindings above the checkpoint are replayed: same offsets, same tick, same
 //!   watermarks, so the same contents. A torn tail is the part nobody was shown, and is cut off.
 //!
-//! A record is `length u32, crc32 u32, JSON`. A segment is named after the first tick it may hold; a
-//! checkpoint starts a new one and drops those that lie wholly below the oldest checkpoint kept.
+//! A record is `length u32, crc32 u32, JSON`. A segment is named after its incarnation and the first
+//! tick it may hold; a checkpoint starts a new one and drops those that lie wholly below the oldest
+//! checkpoint kept.
+//!
+//! # Incarnations
+//!
+//! A server that was stopped and wakes after another one has taken over goes on appending until it
+//! notices. Each incarnation has segments of its own, and each of them begins with a [`Takeover`]: the
+//! last tick that this incarnation found when it started. Nothing that an older incarnation wrote
+//! above it counts: it was bound after the newer one had looked.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -53,6 +61,21 @@ pub struct Binding {
     pub sources: BTreeMap<RelationId, SourceBinding>,
 }
 
+/// The first record of a segment: an incarnation and the last tick it found of those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Takeover {
+    pub incarnation: u64,
+    pub found: Tick,
+}
+
+/// What a segment holds.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Record {
+    Takeover(Takeover),
+    Binding(Binding),
+}
+
 enum Write_ {
     Append(Tick, Vec<u8>),
     Roll(Tick),
@@ -78,61 +101,100 @@ impl std::fmt::Debug for Write_ {
     }
 }
 
-fn segment_path(dir: &Path, first: Tick) -> PathBuf {
-    dir.join(format!("{first:020}.log"))
+fn segment_path(dir: &Path, incarnation: u64, first: Tick) -> PathBuf {
+    dir.join(format!("{incarnation:010}-{first:020}.log"))
 }
 
-fn segments(dir: &Path) -> Result<Vec<(Tick, PathBuf)>> {
+/// Segments by incarnation and first tick, ascending.
+fn segments(dir: &Path) -> Result<Vec<((u64, Tick), PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        let first = path
-            .file_stem()
-            .and_then(|s| s.to_str())
-            .and_then(|s| s.parse().ok());
-        if let (Some(first), Some("log")) = (first, path.extension().and_then(|e| e.to_str())) {
-            found.push((first, path));
+        let name = path.file_name().and_then(|s| s.to_str());
+        let stem = name.and_then(|s| s.strip_suffix(".log"));
+        let parts = stem.and_then(|s| s.split_once('-'));
+        if let Some((incarnation, first)) = parts
+            && let (Ok(incarnation), Ok(first)) = (incarnation.parse(), first.parse())
+        {
+            found.push(((incarnation, first), path));
         }
     }
     found.sort();
     Ok(found)
 }
 
-/// Reads all bindings above `after`, in order. A torn record ends the log; what follows it in the same
-/// segment was never acknowledged. Damage before the end of the log is `Corrupt`.
+/// Reads all bindings above `after`, in order. A torn record ends its segment; what follows it was
+/// never acknowledged. Damage that a checksum covers is `Corrupt`.
 pub fn read(dir: &Path, after: Tick) -> Result<Vec<Binding>> {
-    let mut bindings: Vec<Binding> = Vec::new();
     if !dir.exists() {
-        return Ok(bindings);
+        return Ok(Vec::new());
     }
-    for (_, path) in segments(dir)? {
-        let mut bytes = Vec::new();
-        File::open(&path)?.read_to_end(&mut bytes)?;
-        let mut rest = &bytes[..];
-        while rest.len() >= 8 {
-            let length = u32::from_le_bytes(rest[..4].try_into().expect("four bytes")) as usize;
-            let crc = u32::from_le_bytes(rest[4..8].try_into().expect("four bytes"));
-            let Some(body) = rest.get(8..8 + length) else {
-                break;
-            };
-            if crc32fast::hash(body) != crc {
-                break;
-            }
-            let binding: Binding = serde_json::from_slice(body).map_err(|e| {
-                Error::new(
-                    ErrorKind::Corrupt,
-                    "a binding of the remap log cannot be read",
-                )
-                .detail(format!("{}: {e}", path.display()))
-            })?;
-            rest = &rest[8 + length..];
-            // A later incarnation replays what it kept; a tick written twice is the same binding.
-            if binding.tick > after && bindings.last().is_none_or(|b| b.tick < binding.tick) {
-                bindings.push(binding);
+    let mut logs = BTreeMap::<u64, Log>::new();
+    for ((incarnation, _), path) in segments(dir)? {
+        let log = logs.entry(incarnation).or_default();
+        for record in records(&path)? {
+            match record {
+                Record::Takeover(takeover) => log.found = Some(takeover.found),
+                Record::Binding(binding) => log.bindings.push(binding),
             }
         }
     }
-    Ok(bindings)
+    // From the newest incarnation down: each says up to where those before it count.
+    let mut valid = BTreeMap::new();
+    let mut upto = Tick::MAX;
+    for log in logs.into_values().rev() {
+        for binding in log.bindings {
+            // A later incarnation writes what it replays again: the same binding.
+            if binding.tick > after && binding.tick <= upto {
+                valid.entry(binding.tick).or_insert(binding);
+            }
+        }
+        upto = upto.min(log.found.unwrap_or(Tick::MAX));
+    }
+    Ok(valid.into_values().collect())
+}
+
+/// What one incarnation wrote.
+#[derive(Default)]
+struct Log {
+    /// Absent when it died before its first record: then it has shown nothing.
+    found: Option<Tick>,
+    bindings: Vec<Binding>,
+}
+
+fn records(path: &Path) -> Result<Vec<Record>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.read_to_end(&mut bytes)?;
+    let mut rest = &bytes[..];
+    let mut records = Vec::new();
+    while rest.len() >= 8 {
+        let length = u32::from_le_bytes(rest[..4].try_into().expect("four bytes")) as usize;
+        let crc = u32::from_le_bytes(rest[4..8].try_into().expect("four bytes"));
+        let Some(body) = rest.get(8..8 + length) else {
+            break;
+        };
+        if crc32fast::hash(body) != crc {
+            break;
+        }
+        records.push(serde_json::from_slice(body).map_err(|e| {
+            Error::new(
+                ErrorKind::Corrupt,
+                "a binding of the remap log cannot be read",
+            )
+            .detail(format!("{}: {e}", path.display()))
+        })?);
+        rest = &rest[8 + length..];
+    }
+    Ok(records)
+}
+
+fn encode(record: &Record) -> Vec<u8> {
+    let body = serde_json::to_vec(record).expect("a record is plain data");
+    let mut bytes = Vec::with_capacity(body.len() + 8);
+    bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
+    bytes.extend_from_slice(&body);
+    bytes
 }
 
 /// Forgets every binding: used when there is no checkpoint they could follow.
@@ -147,14 +209,14 @@ pub fn clear(dir: &Path) -> Result<()> {
 
 impl RemapLog {
     /// Opens the log for appending after `last`. Bindings above `last` that a crash left behind must
-    /// have been read (and are written again) by the caller.
-    pub fn open(dir: &Path, last: Tick) -> Result<Self> {
+    /// have been read (and are written again) by the caller; `takeover` says up to where.
+    pub fn open(dir: &Path, last: Tick, takeover: Takeover) -> Result<Self> {
         fs::create_dir_all(dir)?;
         let (sender, receiver) = channel();
         let (durable_sender, durable) = watch::channel(last);
         let (trouble_sender, trouble) = watch::channel(None);
         let unsynced = Arc::new(AtomicU64::new(0));
-        let mut file = Segment::create(dir, last + 1)?;
+        let mut file = Segment::create(dir, takeover, last + 1)?;
         let dir = dir.to_path_buf();
         let count = Arc::clone(&unsynced);
         std::thread::Builder::new()
@@ -180,11 +242,7 @@ impl RemapLog {
 
     /// Queues a binding; it is durable once [`RemapLog::durable`] reaches its tick.
     pub fn append(&self, binding: &Binding) {
-        let body = serde_json::to_vec(binding).expect("a binding is plain data");
-        let mut record = Vec::with_capacity(body.len() + 8);
-        record.extend_from_slice(&(body.len() as u32).to_le_bytes());
-        record.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
-        record.extend_from_slice(&body);
+        let record = encode(&Record::Binding(binding.clone()));
         self.unsynced
             .fetch_add(record.len() as u64, Ordering::Relaxed);
         let _ = self.sender.send(Write_::Append(binding.tick, record));
@@ -215,18 +273,29 @@ impl RemapLog {
 #[derive(Debug)]
 struct Segment {
     path: PathBuf,
+    takeover: Takeover,
     file: File,
     /// Length of the part that was written whole; a failed write is cut back to it.
     good: u64,
 }
 
 impl Segment {
-    fn create(dir: &Path, first: Tick) -> Result<Self> {
-        let path = segment_path(dir, first);
-        let file = OpenOptions::new().create(true).append(true).open(&path)?;
+    fn create(dir: &Path, takeover: Takeover, first: Tick) -> Result<Self> {
+        let path = segment_path(dir, takeover.incarnation, first);
+        let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+        if file.metadata()?.len() == 0 {
+            // Before anything of this incarnation is shown: what older ones add does not count.
+            file.write_all(&encode(&Record::Takeover(takeover)))?;
+            file.sync_all()?;
+        }
         File::open(dir)?.sync_all()?;
         let good = file.metadata()?.len();
-        Ok(Self { path, file, good })
+        Ok(Self {
+            path,
+            takeover,
+            file,
+            good,
+        })
     }
     fn append(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         if let Err(e) = self
@@ -272,7 +341,7 @@ fn run(
                     bytes.extend_from_slice(&record);
                     last = Some(tick);
                 }
-                Some(Write_::Roll(first)) => match Segment::create(dir, first) {
+                Some(Write_::Roll(first)) => match Segment::create(dir, segment.takeover, first) {
                     Ok(new) => *segment = new,
                     Err(e) => {
                         tracing::warn!(error = %e, "the remap log goes on in its old segment")
@@ -303,12 +372,23 @@ fn run(
     }
 }
 
-/// A segment may go when the next one starts at or below `oldest + 1`.
+/// A segment may go when the next one of its incarnation starts at or below `oldest + 1`; those of
+/// older incarnations when all that counts of them lies below.
 fn drop_below(dir: &Path, current: &Segment, oldest: Tick) {
     let Ok(found) = segments(dir) else { return };
-    for pair in found.windows(2) {
-        if pair[1].0 <= oldest + 1 && pair[0].1 != current.path {
-            let _ = fs::remove_file(&pair[0].1);
+    let Takeover {
+        incarnation,
+        found: last,
+    } = current.takeover;
+    for (i, ((owner, _), path)) in found.iter().enumerate() {
+        let next = found.get(i + 1).filter(|next| next.0.0 == *owner);
+        let below = match next {
+            Some(((_, first), _)) => *first <= oldest + 1,
+            None => *owner < incarnation && last <= oldest,
+        };
+        // A newer incarnation's segments are not ours to judge.
+        if below && *owner <= incarnation && *path != current.path {
+            let _ = fs::remove_file(path);
         }
     }
 }
@@ -335,6 +415,50 @@ mod tests {
         }
     }
 
+    const FIRST: Takeover = Takeover {
+        incarnation: 1,
+        found: 0,
+    };
+
+    /// A server that wakes after another one has taken over adds nothing that counts.
+    #[test]
+    fn what_a_fenced_incarnation_adds_does_not_count() {
+        let dir = tempfile::tempdir().expect("dir");
+        let zombie = RemapLog::open(dir.path(), 0, FIRST).expect("open");
+        for tick in 1..=3 {
+            zombie.append(&binding(tick));
+        }
+        wait_durable(&zombie, 3);
+        let found = read(dir.path(), 1).expect("read");
+        assert_eq!(found, [binding(2), binding(3)]);
+        let second = Takeover {
+            incarnation: 2,
+            found: 3,
+        };
+        let log = RemapLog::open(dir.path(), 1, second).expect("open");
+        log.append(&binding(2));
+        zombie.append(&binding(4));
+        wait_durable(&zombie, 4);
+        wait_durable(&log, 2);
+        // The second one died while it replayed: what it had found still counts, the rest does not.
+        assert_eq!(read(dir.path(), 1).expect("read"), [binding(2), binding(3)]);
+        log.append(&binding(3));
+        log.append(&binding(5));
+        wait_durable(&log, 5);
+        let all = read(dir.path(), 1).expect("read");
+        assert_eq!(all, [binding(2), binding(3), binding(5)]);
+        log.roll(6, 5);
+        log.append(&binding(6));
+        wait_durable(&log, 6);
+        assert_eq!(read(dir.path(), 5).expect("read"), [binding(6)]);
+        let owners: Vec<u64> = segments(dir.path())
+            .expect("list")
+            .iter()
+            .map(|s| s.0.0)
+            .collect();
+        assert_eq!(owners, [2]);
+    }
+
     fn wait_durable(log: &RemapLog, tick: Tick) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
@@ -350,7 +474,7 @@ mod tests {
     #[test]
     fn what_is_durable_is_read_back_in_order() {
         let dir = tempfile::tempdir().expect("dir");
-        let log = RemapLog::open(dir.path(), 0).expect("open");
+        let log = RemapLog::open(dir.path(), 0, FIRST).expect("open");
         for tick in 1..=5 {
             log.append(&binding(tick));
         }
@@ -367,11 +491,11 @@ mod tests {
     #[test]
     fn a_torn_tail_is_cut() {
         let dir = tempfile::tempdir().expect("dir");
-        let log = RemapLog::open(dir.path(), 0).expect("open");
+        let log = RemapLog::open(dir.path(), 0, FIRST).expect("open");
         log.append(&binding(1));
         log.append(&binding(2));
         wait_durable(&log, 2);
-        let path = segment_path(dir.path(), 1);
+        let path = segment_path(dir.path(), 1, 1);
         let bytes = fs::read(&path).expect("read");
         fs::write(&path, &bytes[..bytes.len() - 3]).expect("write");
         assert_eq!(read(dir.path(), 0).expect("read"), vec![binding(1)]);
@@ -380,7 +504,7 @@ mod tests {
     #[test]
     fn old_segments_go() {
         let dir = tempfile::tempdir().expect("dir");
-        let log = RemapLog::open(dir.path(), 0).expect("open");
+        let log = RemapLog::open(dir.path(), 0, FIRST).expect("open");
         log.append(&binding(1));
         log.roll(2, 0);
         log.append(&binding(2));
@@ -390,7 +514,7 @@ mod tests {
         let firsts: Vec<Tick> = segments(dir.path())
             .expect("list")
             .into_iter()
-            .map(|s| s.0)
+            .map(|s| s.0.1)
             .collect();
         assert_eq!(firsts, vec![3]);
     }

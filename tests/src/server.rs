@@ -205,6 +205,26 @@ impl Server {
         }
     }
 
+    /// SIGSTOP to the running server, another one takes over its data, and the first one wakes again:
+    /// it must find itself fenced and end.
+    pub fn outlive_by_another(&mut self, asleep: Duration) {
+        let child = self.child_pid();
+        let mut old = self.process.take().expect("the server is running");
+        let pids = [Some(old.id() as i32), child];
+        let all = |what| pids.iter().flatten().for_each(|pid| signal(*pid, what));
+        all(libc::SIGSTOP);
+        self.start_again(&[]);
+        // Time in which the new one commits; nothing waits for this.
+        std::thread::sleep(asleep);
+        all(libc::SIGCONT);
+        wait::until("the fenced server to end", START, || {
+            match old.try_wait().expect("a child can be asked") {
+                Some(_) => Ok(()),
+                None => Err("it goes on".to_string()),
+            }
+        });
+    }
+
     /// SIGTERM, and how it ended.
     pub fn terminate(&mut self) -> ExitStatus {
         let mut process = self.process.take().expect("the server is running");

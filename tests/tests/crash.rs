@@ -1,7 +1,8 @@
 //! Real processes killed while rows flow and while they commit; then each expected row is in the
 //! lake once, none twice, none missing. PyIceberg is the witness.
 //!
-//! `MILLRACE_CRASH_ROWS` (default 2,000,000) sets the size of the large run.
+//! `MILLRACE_CRASH_ROWS` (default 2,000,000), `MILLRACE_CRASH_KILLS` (8) and `MILLRACE_CRASH_ZOMBIES` (2) set the
+//! size of the large run; `make crash-long` is one of hundreds of kills.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ const BASE_MS: u64 = 1_704_067_200_000;
 const WINDOW_MS: u64 = 10_000;
 const KEYS: u64 = 37;
 /// How long sending all records takes while the server is hurt: each kill finds rows on their way.
-const FLOW: Duration = Duration::from_secs(50);
+const FLOW: Duration = Duration::from_secs(60);
 
 /// Record `id`: pure, so that what must come out can be computed without the system.
 fn record(id: u64) -> (u64, u64, u64) {
@@ -108,9 +109,27 @@ fn create(server: &Server, topic: &Topic) {
            SELECT key, window_start, window_end, count(*) AS n, sum(value) AS s, max(id) AS last
            FROM TUMBLE(ledger, at, INTERVAL '10' SECOND) WHERE key >= 0
            GROUP BY key, window_start, window_end EMIT ON WINDOW CLOSE;
-         CREATE SINK totals_out FROM totals INTO lake.crash.totals;",
+         CREATE SINK totals_out FROM totals INTO lake.crash.totals;
+         CREATE MATERIALIZED VIEW newest AS SELECT key, max(id) AS last FROM ledger GROUP BY key;
+         CREATE MATERIALIZED VIEW joined AS
+           SELECT p.key, p.n, q.last FROM (SELECT key, count(*) AS n FROM ledger GROUP BY key) p
+           JOIN newest q ON p.key = q.key;
+         CREATE SINK joined_out FROM joined INTO lake.crash.joined WITH (changelog = 'op');",
         topic.broker, topic.name
     ));
+}
+
+/// What `joined` must hold at the end: of each key the number of records and the last one.
+fn expected_joined(count: u64) -> Vec<Value> {
+    let mut keys: BTreeMap<i64, (u64, u64)> = BTreeMap::new();
+    for id in 0..count {
+        let key = keys.entry(record(id).0 as i64).or_default();
+        *key = (key.0 + 1, id);
+    }
+    keys.insert(-1, (2, count + 1));
+    keys.into_iter()
+        .map(|(key, (n, last))| json!([key, n, last]))
+        .collect()
 }
 
 /// What `totals` must hold, from the records alone.
@@ -145,6 +164,31 @@ fn expected_totals(count: u64) -> Vec<Value> {
         .collect()
 }
 
+/// A setting of the run.
+fn setting(name: &str, default: u64) -> u64 {
+    let text = std::env::var(name).ok();
+    text.and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Where the service is killed in each run, beside random moments.
+const FAILPOINTS: &[&str] = &[
+    "source.poll.after=kill:5",
+    "reclock.bind.before_write=kill:3",
+    "reclock.bind.after_write=kill:3",
+    "reclock.publish.after=kill:3",
+    "ckpt.begin=kill",
+    "ckpt.part.mid_upload=kill",
+    "ckpt.part.after_upload=kill",
+    "ckpt.manifest.before_cas=kill",
+    "ckpt.manifest.after_cas=kill",
+    "ckpt.gc.before_delete=kill",
+    "sink.file.mid_write=kill",
+    "sink.file.after_close=kill",
+    "sink.manifest.after_write=kill",
+    "sink.commit.before_send=kill:2",
+    "sink.commit.after_answer=kill:2",
+];
+
 fn seen(server: &Server) -> u64 {
     // The API answers 503 while the service comes up again.
     let answer = server.get("/api/v1/sources");
@@ -177,14 +221,13 @@ fn die_at(server: &mut Server, failpoint: &str) {
 }
 
 #[test]
-fn kafka_to_iceberg_exactly_once_through_ten_kills() {
+fn kafka_to_iceberg_exactly_once_through_kills() {
     let (Some(broker), Some(python)) = (broker(), python()) else {
         return;
     };
-    let total: u64 = std::env::var("MILLRACE_CRASH_ROWS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(2_000_000);
+    let total = setting("MILLRACE_CRASH_ROWS", 2_000_000);
+    let kills = setting("MILLRACE_CRASH_KILLS", 8);
+    let zombies = setting("MILLRACE_CRASH_ZOMBIES", 2);
     let mut rng = Rng::from_env("crash");
     let started = Instant::now();
     let topic = Topic::create(&broker, "crash", 2);
@@ -192,9 +235,9 @@ fn kafka_to_iceberg_exactly_once_through_ten_kills() {
     create(&server, &topic);
     let feed = Feed::start(topic, total);
 
-    // Eight kills at random points of the stream, while more rows are on their way.
-    let mut points: Vec<u64> = (0..8)
-        .map(|_| rng.below(total as usize * 7 / 10) as u64)
+    // Kills at random points of the stream, while more rows are on their way.
+    let mut points: Vec<u64> = (0..kills)
+        .map(|_| rng.below(total as usize / 2) as u64)
         .collect();
     points.sort_unstable();
     for (i, point) in points.into_iter().enumerate() {
@@ -220,9 +263,15 @@ fn kafka_to_iceberg_exactly_once_through_ten_kills() {
             server.start_again(&[]);
         }
     }
-    // Two kills during a commit, one more with the answer of the catalog lost after it committed.
-    die_at(&mut server, "sink.commit.before_send=kill:2");
-    die_at(&mut server, "sink.commit.after_answer=kill:2");
+    // Zombies: a server that was stopped wakes up when another one has taken over.
+    for i in 0..zombies {
+        println!("{:.1?} zombie {}", started.elapsed(), i + 1);
+        server.outlive_by_another(Duration::from_millis(rng.below(1_500) as u64));
+    }
+    // Kills where it hurts, and one run with the answer of the catalog lost after it committed.
+    for failpoint in FAILPOINTS {
+        die_at(&mut server, failpoint);
+    }
     println!("{:.1?} losing an answer", started.elapsed());
     server.kill();
     server.start_again(&[(
@@ -235,7 +284,7 @@ fn kafka_to_iceberg_exactly_once_through_ten_kills() {
     server.caught_up(&[Fed::Records("ledger", total + 2)], LIMIT);
     let frontier = server.one("sources", "ledger").expect("listed")["frontier"].as_u64();
     let frontier = frontier.expect("a tick");
-    for sink in ["raw", "totals_out"] {
+    for sink in ["raw", "totals_out", "joined_out"] {
         server.committed(sink, frontier, LIMIT);
     }
     assert_eq!(
@@ -269,6 +318,10 @@ fn kafka_to_iceberg_exactly_once_through_ten_kills() {
         "{}",
         ledger(&python, &dir, &["equal", "crash.totals", &path])
     );
+    let path = server.scratch().join("joined.json");
+    std::fs::write(&path, json!(expected_joined(total)).to_string()).expect("written");
+    let path = path.to_string_lossy().into_owned();
+    println!("{}", ledger(&python, &dir, &["net", "crash.joined", &path]));
     println!("{:.1?} done", started.elapsed());
     drop(topic);
 }

@@ -778,7 +778,7 @@ impl Lines {
         stream.set_read_timeout(Some(LIMIT)).expect("set");
         let body = json!({"sql": format!("SUBSCRIBE TO {relation}")}).to_string();
         let head = format!(
-            "POST /api/v1/sql HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n\r\n",
+            "POST /api/v1/sql HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
             server.address,
             body.len()
         );

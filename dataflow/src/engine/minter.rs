@@ -465,6 +465,7 @@ impl Minter {
         let mut rows: Vec<Vec<(RelationId, Delta)>> = vec![Vec::new(); self.workers.len()];
         let mut rejected = Vec::new();
         let mut count = 0;
+        let moved: Vec<RelationId> = bound.iter().map(|(id, _)| *id).collect();
         for (id, b) in bound {
             for (worker, deltas) in b.rows.into_iter().enumerate() {
                 for delta in deltas {
@@ -484,7 +485,11 @@ impl Minter {
             });
         }
         self.last = tick;
-        self.shared.last_tick.store(tick, Ordering::Relaxed);
+        self.shared.last_tick.store(tick, Ordering::Release);
+        // Only now: who sees how far a source is must see the tick that says so, and wait for it.
+        for run in moved.iter().filter_map(|id| self.sources.get(id)) {
+            run.status.update(&run.state);
+        }
         self.in_flight.push_back((tick, count, Instant::now()));
         self.rows_in_flight += count;
     }
@@ -734,7 +739,6 @@ impl SourceRun {
         self.state.ended = binding.ended;
         self.state.rows += binding.rows;
         self.state.rejected += binding.rejected;
-        self.status.update(&self.state);
     }
 
     /// Chunks to rows by worker. Batches go round the workers; equal offsets give equal rows, which

@@ -29,7 +29,7 @@ use crate::checkpoint::store::CheckpointStore;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ingest::{Signal, lock};
 use crate::plan::RelationId;
-use crate::remap::{self, RemapLog};
+use crate::remap::{self, RemapLog, Takeover};
 use crate::tick::TickInfo;
 use crate::worker;
 use crate::worker::command::{AddSource, Body, Command, Install, Progress, WorkerHandle};
@@ -49,7 +49,7 @@ struct Found {
 }
 
 /// Step 1.
-async fn find(store: &CheckpointStore, meta: &dyn Meta) -> Result<Found> {
+async fn find(store: &CheckpointStore, meta: &dyn Meta, incarnation: u64) -> Result<Found> {
     let latest = meta.latest_checkpoint().await?;
     let ids = store.list().await?;
     let next_id = ids
@@ -57,7 +57,9 @@ async fn find(store: &CheckpointStore, meta: &dyn Meta) -> Result<Found> {
         .copied()
         .chain(latest)
         .max()
-        .map_or(1, |id| id + 1);
+        .map_or(1, |id| id + 1)
+        // Never an id that a server which was taken over may still use.
+        .max(incarnation << 32);
     let Some(newest) = latest else {
         return Ok(Found {
             manifest: None,
@@ -181,7 +183,7 @@ impl Engine {
         items: Vec<Item>,
     ) -> Result<Self> {
         let store = CheckpointStore::local(config.dir.clone())?;
-        let found = find(&store, meta.as_ref()).await?;
+        let found = find(&store, meta.as_ref(), config.incarnation).await?;
         let remap_dir = config.dir.join("remap");
         let bindings = match &found.manifest {
             Some(manifest) => remap::read(&remap_dir, manifest.tick)?,
@@ -191,7 +193,11 @@ impl Engine {
             }
         };
         let base = found.manifest.as_ref().map_or(0, |m| m.tick);
-        let remap = RemapLog::open(&remap_dir, base)?;
+        let takeover = Takeover {
+            incarnation: config.incarnation,
+            found: bindings.last().map_or(base, |b| b.tick),
+        };
+        let remap = RemapLog::open(&remap_dir, base, takeover)?;
         let (part_sender, part_receiver) = mpsc::unbounded_channel();
         let parts = PartSender(part_sender);
         let workers = start_workers(config.workers, parts.clone())?;

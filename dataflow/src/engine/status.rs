@@ -20,7 +20,7 @@ impl Engine {
         lock(&self.inner.items)
             .iter()
             .map(|(id, running)| match running {
-                Running::Source { item } => self.source_status(*id, &item.name, last),
+                Running::Source { item } => self.source_status(*id, &item.name),
                 Running::View {
                     item,
                     progress,
@@ -67,9 +67,11 @@ impl Engine {
             .collect()
     }
 
-    fn source_status(&self, id: RelationId, name: &str, last: Tick) -> Status {
+    fn source_status(&self, id: RelationId, name: &str) -> Status {
         let status = self.inner.shared.source_status(id);
         let state = lock(&status.state).clone();
+        // Read after the state, which is updated after the tick: the frontier covers these rows.
+        let last = self.inner.shared.last_tick.load(Ordering::Acquire);
         let trouble = lock(&status.trouble).clone();
         let phase = if status.failed.load(Ordering::Relaxed) {
             "failed"

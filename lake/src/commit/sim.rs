@@ -549,7 +549,10 @@ fn breaks(rules: Rules, with_set_back: bool, check_zombies: bool, how: &str) {
 
 #[test]
 fn no_schedule_loses_or_doubles_a_row() {
-    for seed in 0..600 {
+    // `make sim-long` asks for more.
+    let seeds = std::env::var("MILLRACE_SIM_SEEDS").ok();
+    let seeds = seeds.and_then(|text| text.parse().ok()).unwrap_or(600);
+    for seed in 0..seeds {
         for with_set_back in [false, true] {
             let violation = run(seed, Rules::ALL, with_set_back, true);
             assert_eq!(violation, None, "seed {seed}, set back {with_set_back}");
