@@ -10,6 +10,7 @@
 //! * `EMIT …` is cut out of the tokens before sqlparser sees them: it would take it for an alias.
 
 mod cursor;
+mod dialect;
 mod limits;
 mod refuse;
 mod show;

@@ -1,18 +1,18 @@
 //! A cursor over the tokens of one statement; sqlparser's parser with errors of ours.
 
 use datafusion::sql::sqlparser::ast::{self, Ident, ObjectName, ObjectNamePart};
-use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{
     Token, TokenWithSpan, Tokenizer, TokenizerError, Whitespace,
 };
 use millrace_dataflow::error::{Error, Result};
 
+use super::dialect::Postgres;
 use super::{Options, limits, refuse};
 use crate::catalog::LakeName;
 use crate::error::{clean, lower_first, nearest, syntax};
 
-static DIALECT: PostgreSqlDialect = PostgreSqlDialect {};
+static DIALECT: Postgres = Postgres;
 
 /// Nested parentheses, subqueries and types that the parser follows.
 const RECURSION_LIMIT: usize = 400;

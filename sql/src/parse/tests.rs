@@ -111,3 +111,10 @@ fn options_keep_their_text() {
         ]
     );
 }
+
+#[test]
+fn calls_inside_calls_take_no_more_time_than_others() {
+    let depth = 100;
+    let sql = format!("SELECT {}1{}", "abs(".repeat(depth), ")".repeat(depth));
+    assert!(parse(&sql).error.is_none());
+}
