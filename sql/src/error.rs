@@ -230,9 +230,7 @@ fn arrow(error: &ArrowError) -> Error {
             Error::invalid("value out of range").code("22003")
         }
         ArrowError::CastError(message) => match between(message, "to value of ", " type") {
-            Some(target) => {
-                Error::invalid(format!("invalid input for type {}", target.to_lowercase()))
-            }
+            Some(target) => Error::invalid(format!("invalid input for type {}", sql_type(&target))),
             None => Error::invalid("invalid input for a cast"),
         }
         .code("22P02"),
@@ -251,9 +249,87 @@ fn arrow(error: &ArrowError) -> Error {
                 Error::invalid(clean(&inner.to_string()))
             }
         }
+        ArrowError::InvalidArgumentError(message) if message.contains("too large to store") => {
+            Error::invalid("value out of range").code("22003")
+        }
         ArrowError::InvalidArgumentError(message) => Error::invalid(lower_first(&clean(message))),
         other => Error::invalid(clean(&other.to_string())),
     }
+}
+
+/// SQL's word for an Arrow type in a message.
+fn sql_type(arrow: &str) -> String {
+    let end = arrow.find('(').unwrap_or(arrow.len());
+    match &arrow[..end] {
+        "Int8" | "Int16" | "UInt8" => "SMALLINT",
+        "Int32" | "UInt16" => "INT",
+        "Int64" | "UInt32" => "BIGINT",
+        "Float32" => "REAL",
+        "Float64" => "DOUBLE",
+        "Utf8" | "LargeUtf8" | "Utf8View" => "TEXT",
+        "Binary" | "LargeBinary" | "BinaryView" => "BYTEA",
+        "Decimal128" | "Decimal256" | "UInt64" => "DECIMAL",
+        "Date32" | "Date64" => "DATE",
+        "Time32" | "Time64" => "TIME",
+        "Timestamp" => "TIMESTAMP",
+        "Interval" | "Duration" => "INTERVAL",
+        "Null" => "NULL",
+        other => return other.to_uppercase(),
+    }
+    .to_string()
+}
+
+/// An operator that does not exist for these operands, as DataFusion says it.
+fn wrong_operands(text: &str) -> Option<Error> {
+    let operation = text
+        .strip_prefix("Cannot coerce arithmetic expression ")
+        .map(|rest| rest.split(" to valid types").next().unwrap_or(rest))
+        .or_else(|| {
+            text.strip_prefix("Cannot infer common argument type for comparison operation ")
+        })?;
+    // The operator stands between two types, which may have parentheses.
+    let mut depth = 0;
+    let spaces: Vec<usize> = operation
+        .char_indices()
+        .filter(|(_, c)| {
+            depth += i32::from(*c == '(') - i32::from(*c == ')');
+            *c == ' ' && depth == 0
+        })
+        .map(|(at, _)| at)
+        .collect();
+    let (first, last) = (*spaces.first()?, *spaces.last()?);
+    let operator = operation.get(first + 1..last)?;
+    let (left, right) = (
+        sql_type(&operation[..first]),
+        sql_type(&operation[last + 1..]),
+    );
+    Some(
+        Error::invalid(format!(
+            "operator does not exist: {left} {operator} {right}"
+        ))
+        .code(UNDEFINED_FUNCTION)
+        .hint("an explicit CAST may be needed"),
+    )
+}
+
+/// A function that exists, but not for these arguments, as DataFusion says it.
+fn wrong_arguments(text: &str) -> Option<Error> {
+    let call = between(text, "the given name and argument types '", "'")?;
+    let (name, types) = call.strip_suffix(')')?.split_once('(')?;
+    let types: Vec<String> = types
+        .split(", ")
+        // Not the scale of a decimal.
+        .filter(|t| t.starts_with(char::is_alphabetic))
+        .map(sql_type)
+        .collect();
+    Some(
+        Error::invalid(format!(
+            "function {name}({}) does not exist",
+            types.join(", ")
+        ))
+        .code(UNDEFINED_FUNCTION)
+        .hint("no function of that name takes these types; an explicit CAST may be needed"),
+    )
 }
 
 /// Messages of `SqlToRel` and the analyzer that users meet often.
@@ -300,6 +376,52 @@ fn plan(message: &str) -> Error {
         return Error::invalid("there is no value for a parameter of this statement")
             .code("08P01")
             .hint("pass one value per placeholder, in order: $1 is the first");
+    }
+    if text.starts_with("Projections require unique expression names") {
+        let second = text.rsplit(" and \"").next().unwrap_or_default();
+        let second = second.split("\" at position").next().unwrap_or_default();
+        let second = second.rsplit(" AS ").next().unwrap_or_default();
+        let name = second.rsplit('.').next().unwrap_or_default();
+        return Error::invalid(format!("column \"{name}\" is specified more than once"))
+            .code(DUPLICATE_COLUMN)
+            .hint("give one of them another name with AS");
+    }
+    if let Some(rest) = text.strip_prefix("Invalid qualifier ") {
+        return Error::invalid(format!("missing FROM-clause entry for table \"{rest}\""))
+            .code(UNDEFINED_TABLE);
+    }
+    if let Some(position) = between(&text, "Order by column out of bounds, specified: ", ",") {
+        return Error::invalid(format!(
+            "ORDER BY position {position} is not in the select list"
+        ))
+        .code("42P10");
+    }
+    if text.starts_with("LIMIT must be >= 0") || text.starts_with("OFFSET must be >=0") {
+        return Error::invalid("LIMIT and OFFSET must not be negative").code("2201W");
+    }
+    if text.starts_with("Expected LIMIT to be") || text.starts_with("Expected OFFSET to be") {
+        return Error::invalid("LIMIT and OFFSET are whole numbers").code(TYPE_MISMATCH);
+    }
+    if let Some(found) = text
+        .strip_prefix("Cannot create filter with non-boolean predicate '")
+        .and_then(|rest| rest.rsplit("' returning ").next())
+    {
+        return Error::invalid(format!(
+            "a condition is BOOLEAN, this one is {}",
+            sql_type(found)
+        ))
+        .code(TYPE_MISMATCH);
+    }
+    if text.starts_with("Aggregate functions are not allowed in the WHERE clause") {
+        return Error::invalid("aggregate functions are not allowed in WHERE")
+            .code(GROUPING)
+            .hint("filter groups with HAVING");
+    }
+    if let Some(error) = wrong_operands(&text) {
+        return error;
+    }
+    if let Some(error) = wrong_arguments(&text) {
+        return error;
     }
     if text.contains("No function matches the given name and argument types")
         || text.contains("Failed to coerce arguments")

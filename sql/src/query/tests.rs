@@ -200,7 +200,7 @@ fn arithmetic_fails_instead_of_wrapping() {
         ),
         (
             "SELECT CAST(name AS BIGINT) FROM sales",
-            "22P02 invalid input for type int64",
+            "22P02 invalid input for type BIGINT",
         ),
         (
             "SELECT to_timestamp(name) FROM sales",
