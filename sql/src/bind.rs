@@ -8,6 +8,7 @@
 //!   here, for views and queries alike.
 //! * Errors point into the script the statement came from.
 
+mod names;
 mod output;
 mod source;
 mod view;
@@ -32,6 +33,7 @@ use crate::parse::{
 use crate::purify::Purified;
 use crate::stack::on_big_stack;
 
+pub(crate) use names::shown_schema;
 pub(crate) use output::shape;
 pub(crate) use source::{physical_expr, physical_schema as source_schema};
 
@@ -145,9 +147,9 @@ pub struct BoundQuery {
 }
 
 impl BoundQuery {
-    /// Columns of the answer.
+    /// Columns of the answer; that of a query may hold a name twice.
     pub fn schema(&self) -> SchemaRef {
-        Arc::new(self.plan.schema().as_arrow().clone())
+        shown_schema(self.plan.schema().as_arrow())
     }
 }
 
@@ -397,9 +399,11 @@ pub(crate) fn plan_query(context: &Context<'_>, query: ast::Query) -> Result<Log
 
 fn plan_with(
     context: &Context<'_>,
-    query: ast::Query,
+    mut query: ast::Query,
     params: Option<&[ScalarValue]>,
 ) -> Result<LogicalPlan> {
+    // Only a query has parameters, and only its answer may hold a name twice.
+    names::name_columns(&mut query, params.is_some());
     let plan = planner(context)
         .sql_statement_to_plan(ast::Statement::Query(Box::new(query)))
         .and_then(|plan| match params {

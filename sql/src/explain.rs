@@ -66,9 +66,19 @@ pub fn explain(def: ExplainDef, policy: &Policy) -> Result<String> {
 
 fn indent(text: &str) -> String {
     text.lines()
-        .map(|l| format!("  {l}"))
+        .map(|l| format!("  {}", unmarked(l)))
         .collect::<Vec<_>>()
         .join("\n")
+}
+
+/// A line without the marks of names that stand twice.
+fn unmarked(line: &str) -> String {
+    let mut parts = line.split('\u{1f}');
+    let mut out = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        out.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit()));
+    }
+    out
 }
 
 /// A dataflow plan, one node a line; steps of a map indented below it.

@@ -14,7 +14,7 @@ use datafusion::logical_expr::{LogicalPlan, TableScan};
 use millrace_dataflow::error::{Error, Result};
 use millrace_dataflow::plan::RelationId;
 
-use crate::bind::{BoundQuery, Purpose};
+use crate::bind::{BoundQuery, Purpose, shown_schema};
 use crate::catalog::{CatalogSource, LakeName, Scanned};
 use crate::error::{carry, planning};
 use crate::query::Executable;
@@ -88,9 +88,9 @@ fn relation(scan: &TableScan) -> Option<RelationRef> {
 }
 
 impl Guarded {
-    /// Columns of the answer.
+    /// Columns of the answer; that of a query may hold a name twice.
     pub fn schema(&self) -> SchemaRef {
-        Arc::new(self.plan.schema().as_arrow().clone())
+        shown_schema(self.plan.schema().as_arrow())
     }
     pub(crate) fn plan(&self) -> &LogicalPlan {
         &self.plan

@@ -28,7 +28,7 @@ use crate::catalog::LakeName;
 use crate::error::{nearest, syntax};
 use crate::stack::on_big_stack;
 
-pub(crate) use cursor::{Cursor, Lines, fold_idents, fold_name, tokenize};
+pub(crate) use cursor::{Cursor, Lines, fold, fold_idents, fold_name, tokenize};
 pub(crate) use show::write_options;
 
 /// Longest script, in bytes.

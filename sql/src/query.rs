@@ -19,6 +19,7 @@ use datafusion::physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner};
 use datafusion::prelude::SessionConfig;
 use millrace_dataflow::error::Result;
 
+use crate::bind::shown_schema;
 use crate::checked::short_circuit;
 use crate::error::execution_error;
 use crate::functions::functions;
@@ -42,9 +43,9 @@ impl Executable {
         Self { plan }
     }
 
-    /// Columns of the answer.
+    /// Columns of the answer; a name may stand there twice.
     pub fn schema(&self) -> SchemaRef {
-        Arc::new(self.plan.schema().as_arrow().clone())
+        shown_schema(self.plan.schema().as_arrow())
     }
 
     /// The physical plan, ready to be executed with `state.task_ctx()`.

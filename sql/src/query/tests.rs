@@ -321,3 +321,92 @@ fn hundreds_of_terms_are_planned_and_run_on_a_small_stack() {
     );
     assert_eq!(run(&sql), "1; 2; 3; 4");
 }
+
+/// Names of the answer's columns.
+fn columns(sql: &str) -> String {
+    let Bound::Query(query) = bound(sql, &[]).expect("binds") else {
+        panic!("a query");
+    };
+    let schema = query.schema();
+    let names: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
+    names.join(" ")
+}
+
+#[test]
+fn columns_are_named_as_postgres_names_them() {
+    for (sql, expected) in [
+        (
+            "SELECT 1, 1.5, 'a', NULL, true, -1, 1 + 1, id = 1, name IS NULL, NOT true FROM sales",
+            "?column? ?column? ?column? ?column? ?column? ?column? ?column? ?column? ?column? ?column?",
+        ),
+        (
+            "SELECT count(*), count(x), sum(x), upper(name), now(), current_date FROM sales GROUP BY name",
+            "count count sum upper now current_date",
+        ),
+        (
+            "SELECT CAST(id AS TEXT), name::varchar(2), (id), CAST(1 AS BIGINT), '1'::numeric, DATE '2024-01-01', INTERVAL '1 day' FROM sales",
+            "id name id int8 numeric date interval",
+        ),
+        (
+            "SELECT CASE WHEN id = 1 THEN 1 END, CASE WHEN id = 1 THEN 1 ELSE y END, coalesce(x, 0), extract(YEAR FROM at), substring(name from 1 for 2), trim(name), position('a' IN name) FROM sales",
+            "case y coalesce extract substring btrim position",
+        ),
+        (
+            "SELECT (SELECT max(id) FROM sales), EXISTS (SELECT 1 FROM sales), ARRAY[1, 2], (ARRAY[1, 2])[1]",
+            "max exists array array",
+        ),
+        (
+            "SELECT id, id, *, sales.id FROM sales",
+            "id id id x y f name at id",
+        ),
+        (
+            "SELECT a.id, b.id, a.id, a.id + 1 AS id FROM sales a JOIN sales b ON a.id = b.id",
+            "id id id id",
+        ),
+        ("SELECT 1 AS a, 2 AS a UNION ALL SELECT 3, 3", "a a"),
+        (
+            "SELECT * FROM (SELECT 1 AS a, 2 AS b UNION ALL SELECT 3, 4) t",
+            "a b",
+        ),
+        ("SELECT count FROM (SELECT count(*) FROM sales) t", "count"),
+    ] {
+        assert_eq!(columns(sql), expected, "{sql}");
+    }
+    assert_eq!(
+        run("SELECT id, id, count(*), count(*) FROM sales GROUP BY id ORDER BY id LIMIT 1"),
+        "1 1 1 1"
+    );
+    assert_eq!(
+        run("SELECT id, * FROM sales ORDER BY id LIMIT 1"),
+        "1 1 0 1 1e16 7 1970-01-01T00:00:01"
+    );
+    assert_eq!(
+        run("SELECT DISTINCT id, id FROM sales ORDER BY id DESC LIMIT 1"),
+        "4 4"
+    );
+    assert_eq!(
+        run("SELECT upper(name) FROM sales GROUP BY upper(name) ORDER BY upper(name) LIMIT 1"),
+        "7"
+    );
+    assert_eq!(
+        run("SELECT count FROM (SELECT y, count(*) FROM sales GROUP BY y ORDER BY count(*)) t"),
+        "2; 2"
+    );
+    let refused = bound(
+        "CREATE MATERIALIZED VIEW v AS SELECT id, id FROM sales",
+        &[],
+    );
+    let error = refused.expect_err("a relation's columns differ");
+    assert_eq!(
+        (error.code, error.message.as_str()),
+        ("42701", "column \"id\" is specified more than once")
+    );
+    let refused = bound(
+        "CREATE MATERIALIZED VIEW v AS SELECT count(*), count(x) FROM sales",
+        &[],
+    );
+    assert_eq!(
+        refused.expect_err("as above").message,
+        "column \"count\" is specified more than once"
+    );
+}
