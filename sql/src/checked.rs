@@ -5,7 +5,8 @@
 //!
 //! * [`Checked`], an analyzer rule, turns `+ - *` over whole numbers, decimals and times into
 //!   functions that fail on overflow. It runs before constants are folded, so that folding is
-//!   checked too. Lowering turns the functions back into operators that fail.
+//!   checked too. Lowering turns the functions back into operators that fail. `||` becomes a
+//!   function that bounds its result.
 //! * [`short_circuit`], applied after all other rules (which rebuild conjunctions), turns a chain of
 //!   AND or OR with a fallible member into a CASE that looks at the members in their order.
 //!
@@ -14,6 +15,7 @@
 use std::any::Any;
 use std::sync::{Arc, LazyLock};
 
+use arrow::compute::kernels::concat_elements::concat_elements_dyn;
 use arrow::compute::kernels::numeric::{add, mul, sub};
 use arrow::datatypes::DataType;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
@@ -29,17 +31,24 @@ use datafusion::logical_expr::{
 use datafusion::optimizer::AnalyzerRule;
 use datafusion::physical_expr_common::datum::apply;
 
-use crate::functions::is_total;
+use crate::functions::{check_concat, is_total};
 
-/// `+`, `-` or `*` that fails on overflow.
+/// `+`, `-` or `*` that fails on overflow, `||` that fails when its result is too long.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct CheckedOp {
     pub(crate) op: Operator,
     signature: Signature,
 }
 
-static OPS: LazyLock<[Arc<ScalarUDF>; 3]> = LazyLock::new(|| {
-    [Operator::Plus, Operator::Minus, Operator::Multiply].map(|op| {
+const CHECKED: [Operator; 4] = [
+    Operator::Plus,
+    Operator::Minus,
+    Operator::Multiply,
+    Operator::StringConcat,
+];
+
+static OPS: LazyLock<[Arc<ScalarUDF>; 4]> = LazyLock::new(|| {
+    CHECKED.map(|op| {
         Arc::new(ScalarUDF::new_from_impl(CheckedOp {
             op,
             signature: Signature::any(2, Volatility::Immutable),
@@ -47,13 +56,11 @@ static OPS: LazyLock<[Arc<ScalarUDF>; 3]> = LazyLock::new(|| {
     })
 });
 
+/// Name of `||` as a function.
+pub(crate) const CONCAT: &str = "checked_concat";
+
 fn checked_op(op: Operator) -> Option<Arc<ScalarUDF>> {
-    let index = match op {
-        Operator::Plus => 0,
-        Operator::Minus => 1,
-        Operator::Multiply => 2,
-        _ => return None,
-    };
+    let index = CHECKED.iter().position(|checked| *checked == op)?;
     Some(Arc::clone(&OPS[index]))
 }
 
@@ -65,6 +72,7 @@ impl ScalarUDFImpl for CheckedOp {
         match self.op {
             Operator::Plus => "checked_add",
             Operator::Minus => "checked_subtract",
+            Operator::StringConcat => CONCAT,
             _ => "checked_multiply",
         }
     }
@@ -95,18 +103,34 @@ impl ScalarUDFImpl for CheckedOp {
         match self.op {
             Operator::Plus => apply(l, r, add),
             Operator::Minus => apply(l, r, sub),
+            Operator::StringConcat => {
+                check_concat(&args.args, args.number_rows)?;
+                concat(l, r)
+            }
             _ => apply(l, r, mul),
         }
     }
 }
 
-/// The checked operator behind a function, if it is one.
+fn concat(left: &ColumnarValue, right: &ColumnarValue) -> Result<ColumnarValue> {
+    let arrays = ColumnarValue::values_to_arrays(&[left.clone(), right.clone()])?;
+    let joined = concat_elements_dyn(&arrays[0], &arrays[1])?;
+    Ok(match (left, right) {
+        (ColumnarValue::Scalar(_), ColumnarValue::Scalar(_)) => {
+            ColumnarValue::Scalar(ScalarValue::try_from_array(&joined, 0)?)
+        }
+        _ => ColumnarValue::Array(joined),
+    })
+}
+
+/// The checked operator of arithmetic behind a function, if it is one.
 pub(crate) fn as_checked(function: &ScalarUDF) -> Option<Operator> {
     function
         .inner()
         .as_any()
         .downcast_ref::<CheckedOp>()
         .map(|c| c.op)
+        .filter(|op| *op != Operator::StringConcat)
 }
 
 /// The analyzer rule: see the module.
@@ -148,10 +172,20 @@ pub(crate) fn check(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> 
             Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
                 let l = left.get_type(schema)?;
                 let r = right.get_type(schema)?;
+                let text = |t: &DataType| t.is_string() && l == r;
                 match checked_op(op) {
-                    Some(function) if overflows(&l, &r) => Transformed::yes(Expr::ScalarFunction(
-                        ScalarFunction::new_udf(function, vec![*left, *right]),
-                    )),
+                    Some(function) if op == Operator::StringConcat && text(&l) => {
+                        Transformed::yes(Expr::ScalarFunction(ScalarFunction::new_udf(
+                            function,
+                            vec![*left, *right],
+                        )))
+                    }
+                    Some(function) if op != Operator::StringConcat && overflows(&l, &r) => {
+                        Transformed::yes(Expr::ScalarFunction(ScalarFunction::new_udf(
+                            function,
+                            vec![*left, *right],
+                        )))
+                    }
                     _ => Transformed::no(Expr::BinaryExpr(BinaryExpr { left, op, right })),
                 }
             }

@@ -2,8 +2,10 @@
 //!
 //! * `sum`, `avg` (`mean`): exact, see `functions::sum`.
 //! * Functions that make timestamps give microseconds, as every timestamp here has.
+//! * What can make long values of short ones has a bound, see `functions::bounded`.
 //! * Names PostgreSQL users expect and DataFusion does not know.
 
+mod bounded;
 mod sum;
 mod time;
 
@@ -14,6 +16,7 @@ use datafusion::execution::SessionStateDefaults;
 use datafusion::logical_expr::planner::ExprPlanner;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF, WindowUDF};
 
+pub(crate) use bounded::check_concat;
 pub(crate) use sum::{Fold, Total};
 
 /// Functions by name, aliases included.
@@ -37,7 +40,7 @@ const ALIASES: &[(&str, &str)] = &[
 static FUNCTIONS: LazyLock<Functions> = LazyLock::new(|| {
     let mut scalar = HashMap::new();
     for function in SessionStateDefaults::default_scalar_functions() {
-        let function = time::in_microseconds(function);
+        let function = bounded::bounded(time::in_microseconds(function));
         for name in
             std::iter::once(function.name()).chain(function.aliases().iter().map(String::as_str))
         {
@@ -101,6 +104,7 @@ pub(crate) fn is_total(name: &str) -> bool {
             | "concat"
             | "concat_ws"
             | "date_part"
+            | crate::checked::CONCAT
             | "date_trunc"
             | "ends_with"
             | "greatest"

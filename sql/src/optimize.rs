@@ -4,6 +4,7 @@
 //! Left out for both: DataFusion's filter pushdown (see `push_filters`), common subexpressions (they
 //! evaluate what a CASE would have skipped). `now()` is folded for queries only.
 
+mod constants;
 mod push_filters;
 
 use std::sync::Arc;
@@ -33,6 +34,8 @@ use datafusion::optimizer::{Analyzer, Optimizer, OptimizerContext, OptimizerRule
 use crate::catalog::OPTIONS;
 use crate::checked::{Checked, short_circuit};
 use push_filters::PushFilters;
+
+pub(crate) use constants::bound_constants;
 
 type Rules = Vec<Arc<dyn OptimizerRule + Send + Sync>>;
 
@@ -88,3 +91,4 @@ pub(crate) fn optimize_view(plan: LogicalPlan) -> DfResult<LogicalPlan> {
     let plan = Optimizer::with_rules(view_rules()).optimize(plan, &context, |_, _| {})?;
     short_circuit(plan)
 }
+    bound_constants(&plan)?;

@@ -23,7 +23,7 @@ use crate::bind::shown_schema;
 use crate::checked::short_circuit;
 use crate::error::execution_error;
 use crate::functions::functions;
-use crate::optimize::query_rules;
+use crate::optimize::{bound_constants, query_rules};
 use crate::stack::on_big_stack;
 use crate::windows::WindowPlanner;
 
@@ -51,8 +51,12 @@ impl Executable {
     /// The physical plan, ready to be executed with `state.task_ctx()`.
     pub async fn physical(self, state: &SessionState) -> Result<Arc<dyn ExecutionPlan>> {
         let plan = self.plan;
-        let optimized = on_big_stack(move || state.optimize(&plan).and_then(short_circuit))
-            .map_err(execution_error)?;
+        let optimized = on_big_stack(move || {
+            let plan = state.optimize(&plan)?;
+            bound_constants(&plan)?;
+            short_circuit(plan)
+        })
+        .map_err(execution_error)?;
         state
             .query_planner()
             .create_physical_plan(&optimized, state)

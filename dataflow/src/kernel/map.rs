@@ -17,6 +17,7 @@ use datafusion::physical_expr::utils::collect_columns;
 
 use super::{RowErrors, nullable, row_error};
 use crate::delta::{Delta, Diffs};
+use crate::error::Error;
 use crate::plan::MapStep;
 
 /// What a stateless kernel gives for one delta.
@@ -241,10 +242,33 @@ pub(crate) fn evaluate_rows(
         batch: &delta.batch,
         evaluate,
         good: Vec::new(),
+        bytes: 0,
         bad: Vec::new(),
     };
     search.halve(0, delta.len());
     let Search { good, bad, .. } = search;
+    let columns: EvaluationResult<Vec<ArrayRef>> = types
+        .iter()
+        .enumerate()
+        .map(|(column, data_type)| {
+            let pieces: Vec<&dyn Array> = good.iter().map(|p| p[column].as_ref()).collect();
+            match pieces.is_empty() {
+                true => Ok(new_empty_array(data_type)),
+                false => Ok(concat(&pieces)?),
+            }
+        })
+        .collect();
+    let columns = match columns {
+        Ok(columns) => columns,
+        // Together the results are longer than one array can be.
+        Err(error) => {
+            let (code, message) = row_error(&error);
+            for row in 0..delta.len() {
+                errors.push(code, message.clone(), delta.diffs.get(row));
+            }
+            return None;
+        }
+    };
     let mut keep = vec![true; delta.len()];
     for (row, error) in bad {
         keep[row] = false;
@@ -252,12 +276,22 @@ pub(crate) fn evaluate_rows(
         errors.push(code, message, delta.diffs.get(row));
     }
     let delta = delta.filter(&BooleanArray::from(keep))?;
-    let columns = types.iter().enumerate().map(|(column, data_type)| {
-        let pieces: Vec<&dyn Array> = good.iter().map(|piece| piece[column].as_ref()).collect();
-        concat(&pieces).unwrap_or_else(|_| new_empty_array(data_type))
-    });
-    let columns = columns.collect();
     Some((delta, columns))
+}
+
+/// Bytes of the results for one batch; what does not fit on one array would be lost anyway.
+const MAX_RESULT: usize = 1 << 30;
+
+fn size_of(columns: &[ArrayRef]) -> usize {
+    let sizes = columns
+        .iter()
+        .map(|c| c.to_data().get_slice_memory_size().unwrap_or(0));
+    sizes.sum()
+}
+
+fn too_long() -> DataFusionError {
+    let error = Error::invalid("the results of a batch are longer than 1 GiB together");
+    DataFusionError::External(Box::new(error.code("54000")))
 }
 
 struct Search<'a, F> {
@@ -265,6 +299,8 @@ struct Search<'a, F> {
     evaluate: F,
     /// Results of the runs of rows that succeeded, in row order.
     good: Vec<Vec<ArrayRef>>,
+    /// Size of `good`.
+    bytes: usize,
     bad: Vec<(usize, DataFusionError)>,
 }
 
@@ -277,7 +313,15 @@ impl<F: Fn(&RecordBatch) -> EvaluationResult<Vec<ArrayRef>>> Search<'_, F> {
                 continue;
             }
             match (self.evaluate)(&self.batch.slice(start, len)) {
-                Ok(columns) => self.good.push(columns),
+                Ok(columns) if self.bytes + size_of(&columns) > MAX_RESULT => {
+                    for row in start..start + len {
+                        self.bad.push((row, too_long()));
+                    }
+                }
+                Ok(columns) => {
+                    self.bytes += size_of(&columns);
+                    self.good.push(columns);
+                }
                 Err(error) if len == 1 => self.bad.push((start, error)),
                 Err(_) => self.halve(start, len),
             }

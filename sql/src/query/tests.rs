@@ -410,3 +410,45 @@ fn columns_are_named_as_postgres_names_them() {
         "column \"count\" is specified more than once"
     );
 }
+
+#[test]
+fn results_have_a_bound() {
+    for sql in [
+        "SELECT repeat('x', 2000000000)",
+        "SELECT length(repeat(name, 2000000000)) FROM sales",
+        "SELECT length(lpad(name, 2000000000, 'x')) FROM sales",
+        "SELECT length(replace(repeat(name, 4000), name, repeat('y', 10000))) FROM sales",
+        "SELECT length(regexp_replace(repeat(name, 8000000), '.', repeat('y', 8000), 'g')) FROM sales",
+        "SELECT length(repeat(name, 9000000) || repeat(name, 9000000)) FROM sales",
+        "SELECT length(concat(repeat(name, 9000000), repeat(name, 9000000))) FROM sales",
+        "SELECT length(array_to_string(generate_series(1, 1000000), repeat(name, 100))) FROM sales",
+        "SELECT array_length(generate_series(1, 10000000000)) FROM sales",
+        "SELECT array_length(generate_series(TIMESTAMP '2000-01-01', TIMESTAMP '2024-01-01', INTERVAL '1 microsecond'))",
+        "SELECT array_length(array_repeat(id, 1000000000)) FROM sales",
+        "SELECT levenshtein(repeat('x', 100000), repeat('y', 100000))",
+        "SELECT repeat('x', 100000) FROM sales",
+    ] {
+        assert!(run(sql).starts_with("54000 "), "{sql}: {}", run(sql));
+    }
+    for (sql, expected) in [
+        ("SELECT length(repeat('x', 10000000)) AS a", "10000000"),
+        (
+            "SELECT length(repeat(name, 1000)) AS a FROM sales WHERE id = 1",
+            "1000",
+        ),
+        (
+            "SELECT replace('banana', 'an', '--') AS a, concat('a', NULL, 1) AS b, concat_ws('-', 'a', 'b') AS c, 'a' || NULL AS d",
+            "b----a a1 a-b null",
+        ),
+        (
+            "SELECT regexp_replace(name, '[0-9]', '#') AS a FROM sales ORDER BY id LIMIT 2",
+            "#; b",
+        ),
+        (
+            "SELECT array_to_string(generate_series(1, 3), ',') AS a",
+            "1,2,3",
+        ),
+    ] {
+        assert_eq!(run(sql), expected, "{sql}");
+    }
+}
