@@ -81,9 +81,11 @@ fn expr_error(e: datafusion::error::DataFusionError) -> Error {
 }
 
 impl Preparer {
-    /// For the columns `wanted` of the relation, to which those of the watermark are added.
+    /// For the columns `wanted` of the relation, to which those of the watermark are added and those
+    /// that decide whether a record is accepted.
     pub fn new(source: &dyn Source, plan: &SourcePlan, wanted: &[usize]) -> Result<Self> {
         let mut used: Vec<usize> = wanted.to_vec();
+        used.extend(&plan.deciding);
         if let Some(watermark) = &plan.watermark {
             used.push(watermark.column);
             used.extend(collect_columns(&watermark.expr).iter().map(Column::index));

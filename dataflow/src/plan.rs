@@ -195,6 +195,9 @@ pub struct SourcePlan {
     /// Columns of the relation.
     pub schema: SchemaRef,
     pub watermark: Option<WatermarkPlan>,
+    /// Columns of which a failure rejects the record, whether anything reads them or not: what one
+    /// view sees of a source must not depend on what other views ask of it.
+    pub deciding: Vec<usize>,
 }
 
 /// `WATERMARK FOR column AS expr`.

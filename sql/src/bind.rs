@@ -10,6 +10,7 @@
 
 mod names;
 mod output;
+mod postgres;
 mod source;
 mod view;
 
@@ -404,6 +405,7 @@ fn plan_with(
 ) -> Result<LogicalPlan> {
     // Only a query has parameters, and only its answer may hold a name twice.
     names::name_columns(&mut query, params.is_some());
+    postgres::rewrite(&mut query)?;
     let plan = planner(context)
         .sql_statement_to_plan(ast::Statement::Query(Box::new(query)))
         .and_then(|plan| match params {

@@ -6,6 +6,7 @@
 //! * Names PostgreSQL users expect and DataFusion does not know.
 
 mod bounded;
+mod length;
 mod sum;
 mod time;
 
@@ -17,6 +18,7 @@ use datafusion::logical_expr::planner::ExprPlanner;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF, WindowUDF};
 
 pub(crate) use bounded::check_concat;
+pub(crate) use length::at_most;
 pub(crate) use sum::{Fold, Total};
 
 /// Functions by name, aliases included.
@@ -33,6 +35,8 @@ const ALIASES: &[(&str, &str)] = &[
     ("ceiling", "ceil"),
     ("char_length", "character_length"),
     ("pow", "power"),
+    ("sign", "signum"),
+    ("gen_random_uuid", "uuid"),
     ("every", "bool_and"),
     ("timezone", "to_local_time"),
 ];

@@ -117,6 +117,8 @@ pub struct ColumnDef {
     pub name: String,
     /// Absent only for a computed column, whose expression then gives the type.
     pub data_type: Option<arrow::datatypes::DataType>,
+    /// The n of `VARCHAR(n)`: longer values reject the record.
+    pub length: Option<u64>,
     pub computed: Option<ast::Expr>,
 }
 

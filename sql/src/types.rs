@@ -1,6 +1,7 @@
 //! SQL types and Arrow types: one mapping for declared columns, casts and literals.
 //!
-//! Timestamps are microseconds everywhere. A type parameter that nothing would enforce is refused.
+//! Timestamps are microseconds everywhere. A type parameter that nothing would enforce is refused;
+//! the length of `VARCHAR(n)` is enforced where such a type may stand (see [`text_length`]).
 
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use arrow::datatypes::{DataType, Field, IntervalUnit, TimeUnit};
 use datafusion::common::Result as DfResult;
 use datafusion::logical_expr::planner::TypePlanner;
 use datafusion::sql::sqlparser::ast::{
-    ArrayElemTypeDef, DataType as SqlType, ExactNumberInfo, TimezoneInfo,
+    ArrayElemTypeDef, CharacterLength, DataType as SqlType, ExactNumberInfo, TimezoneInfo,
 };
 use millrace_dataflow::error::{Error, Result};
 
@@ -71,12 +72,6 @@ pub(crate) fn arrow_type(sql: &SqlType) -> Result<DataType> {
         ))
         .code("42704")
     };
-    let no_length = |name: &str| {
-        Err(Error::unsupported(format!(
-            "type {name} with a length is not supported: nothing would enforce it"
-        ))
-        .hint("use TEXT"))
-    };
     Ok(match sql {
         SqlType::Boolean | SqlType::Bool => DataType::Boolean,
         SqlType::SmallInt(None) | SqlType::Int2(None) => DataType::Int16,
@@ -98,9 +93,17 @@ pub(crate) fn arrow_type(sql: &SqlType) -> Result<DataType> {
         SqlType::Varchar(Some(_))
         | SqlType::CharacterVarying(Some(_))
         | SqlType::CharVarying(Some(_)) => {
-            return no_length("VARCHAR");
+            return Err(Error::unsupported(
+                "VARCHAR with a length is not supported here: nothing would enforce it",
+            )
+            .hint("use TEXT"));
         }
-        SqlType::Char(_) | SqlType::Character(_) => return no_length("CHAR"),
+        SqlType::Char(_) | SqlType::Character(_) => {
+            return Err(Error::unsupported(
+                "type CHAR is not supported: its values are padded with blanks",
+            )
+            .hint("use TEXT, or VARCHAR(n)"));
+        }
         SqlType::Date => DataType::Date32,
         SqlType::Time(None | Some(6), TimezoneInfo::None | TimezoneInfo::WithoutTimeZone) => {
             DataType::Time64(TimeUnit::Microsecond)
@@ -130,6 +133,32 @@ pub(crate) fn arrow_type(sql: &SqlType) -> Result<DataType> {
         SqlType::Uuid => return Err(unknown().hint("use TEXT")),
         _ => return Err(unknown()),
     })
+}
+
+/// Longest `VARCHAR(n)`, as in PostgreSQL.
+const MAX_LENGTH: u64 = 10_485_760;
+
+/// The n of `VARCHAR(n)`, for the places that enforce it: casts, which cut, and columns of sources,
+/// which reject the record.
+pub(crate) fn text_length(sql: &SqlType) -> Result<Option<u64>> {
+    let length = match sql {
+        SqlType::Varchar(Some(length))
+        | SqlType::CharacterVarying(Some(length))
+        | SqlType::CharVarying(Some(length)) => length,
+        _ => return Ok(None),
+    };
+    match length {
+        CharacterLength::IntegerLength { length, unit: None }
+            if (1..=MAX_LENGTH).contains(length) =>
+        {
+            Ok(Some(*length))
+        }
+        CharacterLength::IntegerLength { unit: None, .. } => Err(Error::invalid(format!(
+            "the length of a VARCHAR lies between 1 and {MAX_LENGTH}"
+        ))
+        .hint("use TEXT for texts of any length")),
+        _ => Ok(None),
+    }
 }
 
 fn decimal(info: ExactNumberInfo) -> Result<DataType> {
@@ -233,7 +262,11 @@ mod tests {
             ("bigint[]", "BIGINT[]"),
             (
                 "varchar(10)",
-                "type VARCHAR with a length is not supported: nothing would enforce it",
+                "VARCHAR with a length is not supported here: nothing would enforce it",
+            ),
+            (
+                "char(3)",
+                "type CHAR is not supported: its values are padded with blanks",
             ),
             ("whatever", "type \"whatever\" does not exist"),
         ] {

@@ -579,6 +579,39 @@ fn rows_with_errors_come_with_a_notice() {
     );
 }
 
+#[test]
+fn a_record_whose_columns_fail_costs_itself_only() {
+    let server = Server::start(&["--workers", "1"]);
+    let csv = "id,name\n1,12\n2,twelve\n3,7\n4,123456\n";
+    let path = write(server.scratch(), "c.csv", csv);
+    server.run(&format!(
+        "CREATE SOURCE c (id BIGINT, name VARCHAR(4), n BIGINT AS CAST(name AS BIGINT))
+         WITH (connector = 'files', format = 'csv', path = '{path}')"
+    ));
+    let answer = server.run("SELECT id, n FROM c ORDER BY id");
+    let result = &answer["results"][0];
+    assert_eq!(result["rows"], json!([[1, 12], [3, 7]]));
+    let notice = result["notices"][0]["message"].as_str().unwrap_or_default();
+    assert!(notice.starts_with("2 records of source \"c\""), "{answer}");
+    // The same whatever is asked for, and in a view.
+    assert_eq!(server.rows("SELECT count(*) FROM c"), [json!([2])]);
+    server.run("CREATE MATERIALIZED VIEW v AS SELECT id FROM c");
+    server.caught_up(&[Fed::Ended("c")], LIMIT);
+    assert_eq!(
+        server.rows("SELECT id FROM v ORDER BY id"),
+        [json!([1]), json!([3])]
+    );
+    let rejected = server.rows("SELECT reason FROM c$rejected");
+    let all = Value::from(rejected).to_string();
+    assert!(all.contains("VARCHAR(4)"), "{all}");
+    assert!(
+        server
+            .run("SHOW CREATE SOURCE c")
+            .to_string()
+            .contains("VARCHAR(4)")
+    );
+}
+
 /// Ids and rows of everything, to be the same after a restart.
 fn picture(server: &Server) -> Value {
     let mut rows = server.rows("SELECT * FROM m");

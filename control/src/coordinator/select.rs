@@ -72,9 +72,12 @@ impl Coordinator {
             if rejected > 0 {
                 notices.push(
                     Notice::warning(format!(
-                        "{rejected} records of source \"{name}\" could not be decoded"
+                        "{rejected} {} of source \"{name}\" could not be read and left out",
+                        if rejected == 1 { "record" } else { "records" }
                     ))
-                    .hint(format!("SELECT * FROM \"{name}$rejected\" shows them")),
+                    .hint(format!(
+                        "SELECT * FROM \"{name}$rejected\" shows them, once a view reads the source"
+                    )),
                 );
             }
         }

@@ -1,7 +1,8 @@
 //! A bounded source as a table: its readers are drained by the query itself.
 //!
 //! An append-only source streams, one partition per reader. A changelog has to be read whole first,
-//! because a later record may take back an earlier one.
+//! because a later record may take back an earlier one. A record of which a computed column fails is
+//! left out and counted, as the engine does.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use arrow::array::{RecordBatch, RecordBatchOptions, UInt64Array};
+use arrow::array::{RecordBatch, UInt64Array};
 use arrow::compute::{concat_batches, take_record_batch};
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow::row::{OwnedRow, RowConverter, SortField};
@@ -19,14 +20,15 @@ use datafusion::catalog::{MemTable, Session, TableProvider};
 use datafusion::error::{DataFusionError, Result as QueryResult};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, TableType};
-use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::utils::{collect_columns, reassign_expr_columns};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchReceiverStream;
 use datafusion::physical_plan::streaming::PartitionStream;
+use millrace_dataflow::delta::{Delta, Diffs};
 use millrace_dataflow::error::Error;
-use millrace_dataflow::plan::SourcePlan;
-use millrace_dataflow::source::{Offsets, Polled, Reader, Source};
+use millrace_dataflow::kernel::map::MapKernel;
+use millrace_dataflow::plan::{MapStep, SourcePlan};
+use millrace_dataflow::source::{Chunk, Offsets, Polled, Reader, Source};
 
 /// Longest wait of one poll; a dropped query is noticed after it at the latest.
 const WAIT: Duration = Duration::from_millis(100);
@@ -50,7 +52,7 @@ impl SourceTable {
         }
     }
 
-    /// Records that could not be decoded, once the query has ended.
+    /// Records that were left out, once the query has ended.
     pub fn rejected(&self) -> u64 {
         self.rejected.load(Ordering::Relaxed)
     }
@@ -61,8 +63,9 @@ impl SourceTable {
 struct Scan {
     /// Physical columns to read.
     wanted: Vec<usize>,
-    /// Over the wanted columns.
-    columns: Vec<Arc<dyn PhysicalExpr>>,
+    /// The columns asked for, then those that only decide whether a record is accepted.
+    kernel: MapKernel,
+    /// The columns asked for.
     schema: SchemaRef,
 }
 
@@ -72,8 +75,16 @@ impl Scan {
         physical: &SchemaRef,
         projection: Option<&Vec<usize>>,
     ) -> QueryResult<Self> {
-        let all: Vec<usize> = (0..plan.columns.len()).collect();
-        let chosen = projection.unwrap_or(&all);
+        let mut chosen: Vec<usize> = match projection {
+            Some(chosen) => chosen.clone(),
+            None => (0..plan.columns.len()).collect(),
+        };
+        let schema = Arc::new(plan.schema.project(&chosen)?);
+        for column in &plan.deciding {
+            if !chosen.contains(column) {
+                chosen.push(*column);
+            }
+        }
         let exprs: Vec<_> = chosen
             .iter()
             .map(|i| Arc::clone(&plan.columns[*i]))
@@ -95,31 +106,37 @@ impl Scan {
                 .map(|i| physical.field(*i).clone())
                 .collect::<Vec<_>>(),
         );
-        let columns = exprs
+        let exprs = exprs
             .into_iter()
             .map(|expr| reassign_expr_columns(expr, &narrowed))
             .collect::<QueryResult<_>>()?;
-        let schema = Arc::new(plan.schema.project(chosen)?);
+        let computed = Arc::new(plan.schema.project(&chosen)?);
         Ok(Self {
             wanted,
-            columns,
+            kernel: MapKernel::new(&narrowed, &[MapStep::Project(exprs, computed)]),
             schema,
         })
     }
 
-    fn apply(&self, batch: &RecordBatch) -> QueryResult<RecordBatch> {
-        let rows = batch.num_rows();
-        let columns = self
-            .columns
-            .iter()
-            .map(|expr| expr.evaluate(batch)?.into_array(rows))
-            .collect::<QueryResult<Vec<_>>>()?;
-        let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        Ok(RecordBatch::try_new_with_options(
-            Arc::clone(&self.schema),
-            columns,
-            &options,
-        )?)
+    /// The rows of a chunk with their diffs; what is left out is counted.
+    fn apply(&self, chunk: Chunk, rejected: &AtomicU64) -> QueryResult<Option<Delta>> {
+        let mut left_out = chunk.rejected.len() as u64;
+        let mut rows = None;
+        if chunk.batch.num_rows() > 0 {
+            let diffs = chunk.diffs.map_or(Diffs::Ones, Diffs::from_vec);
+            let made = self.kernel.apply(Delta::new(chunk.batch, diffs));
+            left_out += made.errors.map_or(0, |e| e.len() as u64);
+            rows = made.delta;
+        }
+        rejected.fetch_add(left_out, Ordering::Relaxed);
+        let Some(Delta { batch, diffs }) = rows else {
+            return Ok(None);
+        };
+        let asked: Vec<usize> = (0..self.schema.fields().len()).collect();
+        let batch = batch
+            .project(&asked)?
+            .with_schema(Arc::clone(&self.schema))?;
+        Ok(Some(Delta { batch, diffs }))
     }
 }
 
@@ -222,12 +239,14 @@ impl PartitionStream for Partition {
             loop {
                 match reader.poll(None, WAIT).map_err(external)? {
                     Polled::Chunk(chunk) => {
-                        rejected.fetch_add(chunk.rejected.len() as u64, Ordering::Relaxed);
-                        if chunk.batch.num_rows() == 0 {
+                        let Some(rows) = scan.apply(chunk, &rejected)? else {
+                            if out.is_closed() {
+                                return Ok(());
+                            }
                             continue;
-                        }
+                        };
                         // The query has ended (LIMIT, or its client went away).
-                        if out.blocking_send(scan.apply(&chunk.batch)).is_err() {
+                        if out.blocking_send(Ok(rows.batch)).is_err() {
                             return Ok(());
                         }
                     }
@@ -253,10 +272,10 @@ fn consolidated(
         loop {
             match reader.poll(None, WAIT).map_err(external)? {
                 Polled::Chunk(chunk) => {
-                    rejected.fetch_add(chunk.rejected.len() as u64, Ordering::Relaxed);
-                    let rows = chunk.batch.num_rows();
-                    diffs.extend(chunk.diffs.unwrap_or_else(|| vec![1; rows]));
-                    batches.push(scan.apply(&chunk.batch)?);
+                    if let Some(rows) = scan.apply(chunk, rejected)? {
+                        diffs.extend((0..rows.len()).map(|row| rows.diffs.get(row)));
+                        batches.push(rows.batch);
+                    }
                 }
                 Polled::Idle => {}
                 Polled::AtLimit | Polled::End => break,

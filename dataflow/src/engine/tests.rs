@@ -216,6 +216,7 @@ impl Bed {
                 columns: vec![Arc::new(Column::new("x", 0))],
                 schema: schema(),
                 watermark: None,
+                deciding: Vec::new(),
             },
             rejected: RelationId(2),
             idle_timeout: Duration::from_secs(10),

@@ -15,10 +15,12 @@ use datafusion::sql::sqlparser::ast;
 use millrace_dataflow::error::{Error, Result};
 use millrace_dataflow::plan::{RelationId, SourcePlan, WatermarkPlan};
 
+use super::postgres::rewrite;
 use super::{SourceDef, located, planner};
 use crate::catalog::{CatalogPicture, CatalogSource, Context, EngineRelation, Scanned};
-use crate::checked::as_checked;
+use crate::checked::{as_checked, fallible};
 use crate::error::{TYPE_MISMATCH, UNDEFINED_COLUMN, nearest, planning};
+use crate::functions::at_most;
 use crate::lower::refuse_unmaintainable;
 use crate::optimize::optimize_view;
 use crate::parse::{ColumnDef, CreateSource, WatermarkDef, parse_one, write_options};
@@ -41,7 +43,11 @@ pub(crate) fn bind(
         false => text,
     };
     let physical = physical_schema(&create);
-    let (exprs, schema) = columns(&create, &physical)?;
+    let Columns {
+        exprs,
+        schema,
+        deciding,
+    } = columns(&create, &physical)?;
     let watermark = match &create.watermark {
         Some(def) => Some(watermark(
             def,
@@ -65,6 +71,7 @@ pub(crate) fn bind(
             columns: exprs,
             schema,
             watermark,
+            deciding,
         },
         event_time,
         append_only: facts.append_only,
@@ -104,6 +111,7 @@ fn complete(create: &mut CreateSource, facts: &Discovered) -> Result<bool> {
             .map(|f| ColumnDef {
                 name: f.name().clone(),
                 data_type: Some(f.data_type().clone()),
+                length: None,
                 computed: None,
             })
             .collect();
@@ -160,7 +168,10 @@ fn write(create: &CreateSource) -> String {
         .iter()
         .map(|c| {
             let mut parts = vec![quote(&c.name)];
-            parts.extend(c.data_type.as_ref().map(sql_name));
+            parts.extend(match c.length {
+                Some(length) => Some(format!("VARCHAR({length})")),
+                None => c.data_type.as_ref().map(sql_name),
+            });
             parts.extend(c.computed.as_ref().map(|e| format!("AS {e}")));
             parts.join(" ")
         })
@@ -181,11 +192,16 @@ fn write(create: &CreateSource) -> String {
     )
 }
 
-/// Expressions of the relation's columns over the physical ones, and the relation's columns.
-fn columns(
-    create: &CreateSource,
-    physical: &SchemaRef,
-) -> Result<(Vec<Arc<dyn PhysicalExpr>>, SchemaRef)> {
+/// How the columns of a relation come from the physical ones.
+struct Columns {
+    exprs: Vec<Arc<dyn PhysicalExpr>>,
+    schema: SchemaRef,
+    /// Those of which a failure rejects the record.
+    deciding: Vec<usize>,
+}
+
+/// The relation's columns over the physical ones.
+fn columns(create: &CreateSource, physical: &SchemaRef) -> Result<Columns> {
     let picture = CatalogPicture::default();
     let lake = BTreeMap::new();
     let context = Context::new(&picture, &lake);
@@ -196,17 +212,21 @@ fn columns(
     let mut exprs = Vec::new();
     for column in create.columns.iter().filter(|c| Some(&c.name) != sign) {
         let Some(sql) = &column.computed else {
-            exprs.push(Expr::Column(datafusion::common::Column::new_unqualified(
-                &column.name,
-            )));
+            let plain = Expr::Column(datafusion::common::Column::new_unqualified(&column.name));
+            exprs.push(match column.length {
+                Some(length) => at_most(plain, length).alias(&column.name),
+                None => plain,
+            });
             continue;
         };
         let scope = unqualified(&visible)?;
-        let expr = planner(&context)
-            .sql_to_expr(sql.clone(), &scope, &mut PlannerContext::new())
-            .map_err(located)?;
+        let expr = sql_expr(&context, sql.clone(), &scope)?;
         let expr = match &column.data_type {
             Some(data_type) => Expr::Cast(Cast::new(Box::new(expr), data_type.clone())),
+            None => expr,
+        };
+        let expr = match column.length {
+            Some(length) => at_most(expr, length),
             None => expr,
         };
         let data_type = expr.get_type(&scope).map_err(located)?;
@@ -228,6 +248,13 @@ fn columns(
     }
     let plan = project(physical, exprs)?;
     physical_exprs(&plan, physical)
+}
+
+fn sql_expr(context: &Context<'_>, mut sql: ast::Expr, scope: &DFSchema) -> Result<Expr> {
+    rewrite(&mut sql)?;
+    planner(context)
+        .sql_to_expr(sql, scope, &mut PlannerContext::new())
+        .map_err(located)
 }
 
 fn unqualified(fields: &[FieldRef]) -> Result<DFSchema> {
@@ -257,10 +284,7 @@ fn project(schema: &SchemaRef, exprs: Vec<Expr>) -> Result<LogicalPlan> {
 }
 
 /// The expressions of an optimized projection over a scan.
-fn physical_exprs(
-    plan: &LogicalPlan,
-    input: &SchemaRef,
-) -> Result<(Vec<Arc<dyn PhysicalExpr>>, SchemaRef)> {
+fn physical_exprs(plan: &LogicalPlan, input: &SchemaRef) -> Result<Columns> {
     let schema = Schema::new(
         plan.schema()
             .fields()
@@ -286,11 +310,18 @@ fn physical_exprs(
             ));
         }
     };
+    let deciding = (0..exprs.len())
+        .filter(|i| fallible(&exprs[*i], &scope))
+        .collect();
     let exprs = exprs
         .iter()
         .map(|e| physical_expr(e, &scope))
         .collect::<Result<_>>()?;
-    Ok((exprs, Arc::new(schema)))
+    Ok(Columns {
+        exprs,
+        schema: Arc::new(schema),
+        deciding,
+    })
 }
 
 fn watermark(
@@ -321,9 +352,7 @@ fn watermark(
     let context = Context::new(&picture, &lake);
     let fields: Vec<FieldRef> = schema.fields().iter().map(Arc::clone).collect();
     let scope = unqualified(&fields)?;
-    let expr = planner(&context)
-        .sql_to_expr(def.expr.clone(), &scope, &mut PlannerContext::new())
-        .map_err(located)?;
+    let expr = sql_expr(&context, def.expr.clone(), &scope)?;
     let plan = project(schema, vec![expr.alias("watermark")])?;
     let data_type = plan.schema().field(0).data_type().clone();
     if data_type != timestamp() {

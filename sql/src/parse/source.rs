@@ -1,11 +1,12 @@
 //! `CREATE SOURCE [IF NOT EXISTS] name [(columns)] WITH (options)`.
 
+use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::tokenizer::Token;
 use millrace_dataflow::error::{Error, Result};
 
 use super::{ColumnDef, CreateSource, Cursor, WatermarkDef};
 use crate::error::{DUPLICATE_COLUMN, syntax};
-use crate::types::{column_type, type_words};
+use crate::types::{column_type, text_length, type_words};
 
 pub(crate) fn create(cursor: &mut Cursor<'_>) -> Result<CreateSource> {
     cursor.expect_words(&["source"])?;
@@ -81,6 +82,7 @@ fn element(cursor: &mut Cursor<'_>, source: &mut CreateSource) -> Result<()> {
     let mut column = ColumnDef {
         name,
         data_type: None,
+        length: None,
         computed: None,
     };
     if !cursor.take_words(&["as"]) {
@@ -93,6 +95,11 @@ fn element(cursor: &mut Cursor<'_>, source: &mut CreateSource) -> Result<()> {
         }
         let word = cursor.peek_word();
         let data_type = cursor.data_type()?;
+        column.length = text_length(&data_type).map_err(|e| e.position(at))?;
+        let data_type = match column.length {
+            Some(_) => ast::DataType::Text,
+            None => data_type,
+        };
         column.data_type = Some(column_type(&data_type).map_err(|e| {
             let e = e.position(at);
             match word.and_then(|w| crate::error::nearest(&w, type_words()).map(str::to_uppercase))

@@ -452,3 +452,56 @@ fn results_have_a_bound() {
         assert_eq!(run(sql), expected, "{sql}");
     }
 }
+
+#[test]
+fn types_of_postgres_are_known() {
+    for (sql, expected) in [
+        (
+            "SELECT CAST('abcdef' AS VARCHAR(3)) AS a, 'näher'::varchar(2) AS b, CAST(NULL AS VARCHAR(2)) AS c, CAST(12345 AS CHARACTER VARYING(3)) AS d",
+            "abc nä null 123",
+        ),
+        (
+            "SELECT CAST(1.55 AS NUMERIC(10,1)) AS a, '2'::int8 AS b, 3::int4 AS c, 4::int2 AS d, 5::float8 AS e, 6::double precision AS f, 't'::bool AS g, 1::text AS h",
+            "1.6 2 3 4 5.0 6.0 true 1",
+        ),
+        (
+            "SELECT CAST('x' AS CHAR(2))",
+            "0A000 type CHAR is not supported: its values are padded with blanks",
+        ),
+        (
+            "SELECT CAST('x' AS VARCHAR(0))",
+            "22023 the length of a VARCHAR lies between 1 and 10485760",
+        ),
+        (
+            "SELECT mod(7, 4) AS a, mod(id, 2) AS b FROM sales WHERE id = 3",
+            "3 1",
+        ),
+        ("SELECT U&'\\00e4' AS a", "ä"),
+        (
+            "SELECT to_char(at, 'YYYY-MM-DD HH24:MI:SS') AS a, to_char(at, '%Y') AS b FROM sales WHERE id = 1",
+            "1970-01-01 00:00:01 1970",
+        ),
+        (
+            "SELECT row_number() OVER (ORDER BY id) AS a FROM sales WHERE id = 1",
+            "1",
+        ),
+        (
+            "SELECT upper(5)",
+            "42883 function upper(BIGINT) does not exist",
+        ),
+        (
+            "SELECT x.* FROM sales",
+            "42P01 missing FROM-clause entry for table \"x\"",
+        ),
+        (
+            "SELECT id FROM sales ORDER BY 5",
+            "42P10 ORDER BY position 5 is not in the select list",
+        ),
+        (
+            "SELECT id FROM sales LIMIT -1",
+            "2201W LIMIT and OFFSET must not be negative",
+        ),
+    ] {
+        assert_eq!(run(sql), expected, "{sql}");
+    }
+}
