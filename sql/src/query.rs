@@ -68,7 +68,8 @@ impl Executable {
 /// Physical rules that move predicates without regard to what they might evaluate.
 const MOVES_PREDICATES: &[&str] = &["FilterPushdown", "FilterPushdown(Post)"];
 
-/// A session for one statement. `target_partitions` bounds the threads it keeps busy.
+/// A session for one statement, whose `now()` is the time of this call. `target_partitions` bounds
+/// the threads it keeps busy.
 pub fn session_state(target_partitions: usize) -> SessionState {
     let mut config = SessionConfig::new()
         .with_target_partitions(target_partitions.max(1))
@@ -106,7 +107,7 @@ pub fn session_state(target_partitions: usize) -> SessionState {
         .filter(|f| seen.insert(f.name().to_string()))
         .cloned()
         .collect();
-    SessionStateBuilder::new()
+    let mut state = SessionStateBuilder::new()
         .with_config(config)
         .with_analyzer_rules(Vec::new())
         .with_optimizer_rules(query_rules())
@@ -115,7 +116,9 @@ pub fn session_state(target_partitions: usize) -> SessionState {
         .with_aggregate_functions(aggregate)
         .with_window_functions(window)
         .with_query_planner(Arc::new(Planner))
-        .build()
+        .build();
+    state.mark_start_execution();
+    state
 }
 
 #[derive(Debug)]

@@ -505,3 +505,13 @@ fn types_of_postgres_are_known() {
         assert_eq!(run(sql), expected, "{sql}");
     }
 }
+
+#[test]
+fn a_statement_has_one_moment() {
+    assert_eq!(
+        run(
+            "SELECT now() = now() AS a, current_timestamp = now() AS b, current_date = CAST(now() AS DATE) AS c, now() > TIMESTAMP '2024-01-01' AS d, localtimestamp = CAST(now() AS TIMESTAMP) AS e, count(*) AS n FROM sales WHERE at < now()"
+        ),
+        "true true true true true 4"
+    );
+}
