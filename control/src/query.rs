@@ -11,6 +11,7 @@ pub mod source_table;
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
+use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::execution::runtime_env::RuntimeEnv;
@@ -18,6 +19,7 @@ use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use futures::StreamExt;
 use millrace_dataflow::error::{Error, Result};
+use millrace_dataflow::kernel::nullable;
 use millrace_sql::execution_error;
 
 pub use source_table::SourceTable;
@@ -57,6 +59,35 @@ pub async fn collect(
         }
     }
     Ok(batches)
+}
+
+/// The answer with the columns that were promised: operators may name them otherwise, and give a
+/// decimal another scale than planning said.
+pub fn conform(schema: &SchemaRef, batches: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
+    let strict = CastOptions {
+        safe: false,
+        ..CastOptions::default()
+    };
+    let nullable = nullable(schema);
+    let conform = |batch: RecordBatch| {
+        let columns = batch
+            .columns()
+            .iter()
+            .zip(schema.fields())
+            .map(
+                |(column, field)| match column.data_type() == field.data_type() {
+                    true => Ok(Arc::clone(column)),
+                    false => cast_with_options(column, field.data_type(), &strict),
+                },
+            )
+            .collect::<std::result::Result<_, _>>()?;
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        RecordBatch::try_new_with_options(Arc::clone(&nullable), columns, &options)
+    };
+    batches
+        .into_iter()
+        .map(|batch| conform(batch).map_err(|e| crate::error::from_arrow(&e)))
+        .collect()
 }
 
 /// Contents of a view as a table, spread over `partitions`.

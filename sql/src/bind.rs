@@ -435,6 +435,7 @@ pub(crate) fn planner<'a, 'b>(context: &'a Context<'b>) -> SqlToRel<'a, Context<
         context,
         ParserOptions::new()
             .with_map_string_types_to_utf8view(false)
+            .with_parse_float_as_decimal(true)
             .with_collect_spans(true),
     )
 }

@@ -96,7 +96,7 @@ pub fn explain_plan(plan: &Plan) -> String {
             for step in steps {
                 match step {
                     MapStep::Filter(predicate) => {
-                        let _ = writeln!(text, "     filter {predicate}");
+                        let _ = writeln!(text, "     filter {}", readable(predicate));
                     }
                     MapStep::Project(exprs, schema) => {
                         let columns: Vec<String> = exprs
@@ -133,8 +133,50 @@ pub fn explain_plan(plan: &Plan) -> String {
     text
 }
 
-fn projected(expr: &Arc<dyn PhysicalExpr>, name: &str) -> String {
+/// The expression with decimals as SQL writes them: `Some(908),3,3` is `0.908`.
+fn readable(expr: &Arc<dyn PhysicalExpr>) -> String {
     let text = expr.to_string();
+    let mut out = String::new();
+    let mut rest = text.as_str();
+    while let Some(at) = rest.find("Some(") {
+        let (before, after) = (&rest[..at], &rest[at + "Some(".len()..]);
+        out.push_str(before);
+        match decimal(after) {
+            Some((value, left)) => {
+                out.push_str(&value);
+                rest = left;
+            }
+            None => {
+                out.push_str("Some(");
+                rest = after;
+            }
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// `908),3,3 …`: the value, and what follows.
+fn decimal(text: &str) -> Option<(String, &str)> {
+    let (digits, rest) = text.split_once("),")?;
+    let units: i128 = digits.parse().ok()?;
+    let (_, rest) = rest.split_once(',')?;
+    let end = rest
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(rest.len());
+    let scale: usize = rest[..end].parse().ok()?;
+    let mut value = format!("{:0width$}", units.unsigned_abs(), width = scale + 1);
+    if scale > 0 {
+        value.insert(value.len() - scale, '.');
+    }
+    if units < 0 {
+        value.insert(0, '-');
+    }
+    Some((value, &rest[end..]))
+}
+
+fn projected(expr: &Arc<dyn PhysicalExpr>, name: &str) -> String {
+    let text = readable(expr);
     match text.split_once('@') {
         Some((column, index)) if column == name && index.chars().all(|c| c.is_ascii_digit()) => {
             text

@@ -6,6 +6,7 @@
 
 mod constants;
 mod push_filters;
+mod types;
 
 use std::sync::Arc;
 
@@ -34,6 +35,7 @@ use datafusion::optimizer::{Analyzer, Optimizer, OptimizerContext, OptimizerRule
 use crate::catalog::OPTIONS;
 use crate::checked::{Checked, short_circuit};
 use push_filters::PushFilters;
+use types::PostgresTypes;
 
 pub(crate) use constants::bound_constants;
 
@@ -43,6 +45,7 @@ type Rules = Vec<Arc<dyn OptimizerRule + Send + Sync>>;
 pub(crate) fn analyze(plan: LogicalPlan) -> DfResult<LogicalPlan> {
     Analyzer::with_rules(vec![
         Arc::new(ResolveGroupingFunction::new()),
+        Arc::new(PostgresTypes),
         Arc::new(TypeCoercion::new()),
         Arc::new(Checked),
     ])

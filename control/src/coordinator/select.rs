@@ -67,6 +67,7 @@ impl Coordinator {
         let schema = executable.schema();
         let plan = executable.physical(&state).await?;
         let batches = query::collect(plan, &state, inner.config.max_result).await?;
+        let batches = query::conform(&schema, batches)?;
         for (name, table) in sources {
             let rejected = table.rejected();
             if rejected > 0 {

@@ -196,6 +196,7 @@ impl<'a> Context<'a> {
 pub(crate) static OPTIONS: LazyLock<ConfigOptions> = LazyLock::new(|| {
     let mut options = ConfigOptions::default();
     options.sql_parser.map_string_types_to_utf8view = false;
+    options.sql_parser.parse_float_as_decimal = true;
     options.sql_parser.collect_spans = true;
     options.execution.time_zone = Some("UTC".into());
     options.optimizer.skip_failed_rules = false;

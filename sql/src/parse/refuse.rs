@@ -7,8 +7,8 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
     Cte, Expr, Function, FunctionArg, FunctionArgumentClause, FunctionArguments, GroupByExpr, Join,
-    JoinOperator, LimitClause, OrderBy, OrderByKind, Query, Select, SelectFlavor, SetExpr,
-    SetOperator, SetQuantifier, Spanned, TableFactor, TableWithJoins, Visit, Visitor,
+    JoinConstraint, JoinOperator, LimitClause, OrderBy, OrderByKind, Query, Select, SelectFlavor,
+    SetExpr, SetOperator, SetQuantifier, Spanned, TableFactor, TableWithJoins, Visit, Visitor,
 };
 use millrace_dataflow::error::{Error, Result};
 
@@ -111,6 +111,17 @@ impl Strict<'_> {
                 JoinOperator::AsOf { .. } => "ASOF JOIN",
                 JoinOperator::CrossApply | JoinOperator::OuterApply => "APPLY",
                 JoinOperator::StraightJoin(_) => "STRAIGHT_JOIN",
+                // The planner takes the column of one side only, which can be null.
+                JoinOperator::Left(JoinConstraint::Using(_) | JoinConstraint::Natural)
+                | JoinOperator::LeftOuter(JoinConstraint::Using(_) | JoinConstraint::Natural)
+                | JoinOperator::Right(JoinConstraint::Using(_) | JoinConstraint::Natural)
+                | JoinOperator::RightOuter(JoinConstraint::Using(_) | JoinConstraint::Natural)
+                | JoinOperator::FullOuter(JoinConstraint::Using(_) | JoinConstraint::Natural) => {
+                    return ControlFlow::Break(
+                        Error::unsupported("USING and NATURAL in an outer join are not supported")
+                            .hint("join ON a.id = b.id, and select coalesce(a.id, b.id) AS id"),
+                    );
+                }
                 _ => continue,
             };
             return self.refuse(what, relation);

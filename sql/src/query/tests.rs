@@ -515,3 +515,148 @@ fn a_statement_has_one_moment() {
         "true true true true true 4"
     );
 }
+
+#[test]
+fn a_text_literal_takes_the_type_of_the_other_side() {
+    for (sql, expected) in [
+        ("SELECT id FROM sales WHERE id > '10'", ""),
+        (
+            "SELECT id FROM sales WHERE id IN ('3', '04') ORDER BY id",
+            "3; 4",
+        ),
+        (
+            "SELECT id FROM sales WHERE id BETWEEN '2' AND '10' ORDER BY id",
+            "2; 3; 4",
+        ),
+        (
+            "SELECT CASE id WHEN '1' THEN 'one' END AS c FROM sales ORDER BY id LIMIT 1",
+            "one",
+        ),
+        (
+            "SELECT count(*) FROM sales WHERE CAST(id AS DECIMAL(10,2)) = '1.004'",
+            "0",
+        ),
+        (
+            "SELECT id FROM sales WHERE id = 'x'",
+            "22P02 invalid input for type BIGINT",
+        ),
+        (
+            "SELECT id FROM sales WHERE id = name",
+            "42883 operator does not exist: BIGINT = TEXT",
+        ),
+        ("SELECT id FROM sales WHERE (id > 1) = 'false'", "1"),
+    ] {
+        assert_eq!(run(sql), expected, "{sql}");
+    }
+}
+
+#[test]
+fn numbers_with_a_point_are_exact() {
+    for (sql, expected) in [
+        (
+            "SELECT 1.1 + 2.2 AS a, 1.5 * 1.5 AS b, 0.1 + 0.2 = 0.3 AS c",
+            "3.3 2.25 true",
+        ),
+        (
+            "SELECT 10 / 4.0 AS a, 2 / 3.0 AS b",
+            "2.5000000000000000 0.6666666666666666",
+        ),
+        (
+            "SELECT 1e3 AS a, 1.5e-3 AS b, -1E2 AS c",
+            "1000.0 0.0015 -100.0",
+        ),
+        (
+            "SELECT sum(v), avg(v), min(v) FROM (VALUES (0.1), (0.2), (0.4)) t(v)",
+            "0.7 0.233333 0.1",
+        ),
+        (
+            "SELECT f > 0.5 AS a, f = 0.5 AS b, f + 0.25 AS c FROM sales WHERE id = 4",
+            "false true 0.75",
+        ),
+        (
+            "SELECT 99999999999999999999 AS a, 12345678901234567890123456789.5 AS b",
+            "99999999999999999999 12345678901234567890123456789.5",
+        ),
+        ("SELECT 1.0 / 0", "22012 division by zero"),
+        (
+            "SELECT sqrt(2.25) AS a, power(2, 0.5) > 1.41 AS b, round(1.567, 2) AS c, ln(1.0) AS d",
+            "1.5 true 1.57 0.0",
+        ),
+        (
+            "SELECT coalesce(f, 0.0) AS a, CASE WHEN id = 4 THEN 1.5 ELSE f END AS b FROM sales WHERE id = 4",
+            "0.5 1.5",
+        ),
+    ] {
+        assert_eq!(run(sql), expected, "{sql}");
+    }
+}
+
+#[test]
+fn decimals_mean_the_same_wherever_they_stand() {
+    for (sql, expected) in [
+        (
+            "SELECT id FROM sales WHERE f > 0.5 AND f <> 1.0 AND f NOT IN (2.5, 3.5)",
+            "1",
+        ),
+        (
+            "SELECT f FROM sales WHERE id = 1 UNION ALL SELECT 0.5",
+            "1e16; 0.5",
+        ),
+        (
+            "SELECT greatest(f, 0.5) AS a, CASE f WHEN 1e16 THEN 1.5 ELSE f END AS b FROM sales WHERE id = 1",
+            "1e16 1.5",
+        ),
+        (
+            "SELECT power(2.5, 2) AS a, power(2.0, 0.5) > 1.414 AS b",
+            "6.25 true",
+        ),
+        (
+            "SELECT id / 3.0 = 1 AS a, coalesce(id / 3.0, 0.5) AS b FROM sales WHERE id = 3",
+            "true 1.0000000000000000",
+        ),
+        (
+            "SELECT q FROM (SELECT id / 4.0 AS q FROM sales WHERE id = 1 UNION ALL SELECT 1.5) t ORDER BY q",
+            "0.2500000000000000; 1.5000000000000000",
+        ),
+        (
+            "SELECT sum(id / 4.0) AS a, avg(id / 4.0) AS b FROM sales",
+            "2.5000000000000000 0.6250000000000000",
+        ),
+        (
+            "SELECT CASE WHEN id = 1 THEN id / 4.0 ELSE 0.1 END AS a FROM sales ORDER BY id LIMIT 2",
+            "0.2500000000000000; 0.1000000000000000",
+        ),
+        (
+            "SELECT 9223372036854775808 AS a, -9223372036854775808 AS b, 18446744073709551615 AS c, 1_000 AS d",
+            "9223372036854775808 -9223372036854775808 18446744073709551615 1000",
+        ),
+        (
+            "SELECT id::text FROM sales ORDER BY id + 0 DESC LIMIT 1",
+            "4",
+        ),
+        (
+            "SELECT sign(-2) AS a, encode('\\x41ff'::bytea, 'hex') AS b",
+            "-1.0 41ff",
+        ),
+        (
+            "SELECT id + name FROM sales",
+            "42883 operator does not exist: BIGINT + TEXT",
+        ),
+        (
+            "SELECT id FROM sales WHERE at > 5",
+            "42883 operator does not exist: TIMESTAMP > BIGINT",
+        ),
+        (
+            "SELECT id FROM sales WHERE id",
+            "42804 a condition is BOOLEAN, this one is BIGINT",
+        ),
+        (
+            "SELECT CAST(12345.678 AS NUMERIC(5,2))",
+            "22003 value out of range",
+        ),
+    ] {
+        assert_eq!(run(sql), expected, "{sql}");
+    }
+    let refused = bound("SELECT * FROM sales a LEFT JOIN sales b USING (id)", &[]);
+    assert_eq!(refused.expect_err("a null id").code, "0A000");
+}
