@@ -63,6 +63,9 @@ pub struct ServeArgs {
     /// Largest answer of one statement in memory [default: 512MiB]
     #[arg(long)]
     pub max_result: Option<String>,
+    /// Longest time a query may take, such as 30s; 0 sets no limit [default: 0]
+    #[arg(long)]
+    pub statement_timeout: Option<String>,
 }
 
 /// Flags of the hidden subcommand: those of `serve` plus what is inherited from the parent.
@@ -104,6 +107,8 @@ pub struct Config {
     pub max_body: usize,
     pub query_memory: usize,
     pub max_result: usize,
+    /// `None`: no limit.
+    pub statement_timeout: Option<Duration>,
 }
 
 impl Default for Config {
@@ -118,6 +123,7 @@ impl Default for Config {
             max_body: 16 << 20,
             query_memory: 1 << 30,
             max_result: 512 << 20,
+            statement_timeout: None,
         }
     }
 }
@@ -157,6 +163,10 @@ impl Config {
         }
         if let Some(text) = pick(&args.max_result, "MILLRACE_MAX_RESULT") {
             config.max_result = parse_size("max-result", &text)?;
+        }
+        if let Some(text) = pick(&args.statement_timeout, "MILLRACE_STATEMENT_TIMEOUT") {
+            let limit = parse_duration("statement-timeout", &text)?;
+            config.statement_timeout = (!limit.is_zero()).then_some(limit);
         }
         config.validate()?;
         Ok(config)

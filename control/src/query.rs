@@ -2,13 +2,15 @@
 //!
 //! # Contract
 //!
-//! * Everything here runs on the threads of queries and ends when its future is dropped.
+//! * Everything here runs on the threads of queries and ends when its future is dropped: a client
+//!   that goes away takes its query along, a limit of time ends it.
 //! * Memory is bounded: that of operators by the pool all queries share, that of the answer by
 //!   `max_result`.
 
 pub mod source_table;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
 use arrow::compute::{CastOptions, cast_with_options};
@@ -21,6 +23,7 @@ use futures::StreamExt;
 use millrace_dataflow::error::{Error, Result};
 use millrace_dataflow::kernel::nullable;
 use millrace_sql::execution_error;
+use tokio::task::JoinHandle;
 
 pub use source_table::SourceTable;
 
@@ -32,6 +35,44 @@ pub fn session_state(workers: usize, env: &Arc<RuntimeEnv>) -> SessionState {
     SessionStateBuilder::new_from_existing(millrace_sql::query::session_state(workers))
         .with_runtime_env(Arc::clone(env))
         .build()
+}
+
+/// A task that ends with its owner.
+#[derive(Debug)]
+pub struct AbortOnDrop<T>(pub JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Runs work on a task of its own, so that the answer comes in time also from work that is slow to
+/// notice that nobody wants its result.
+pub async fn within<T: Send + 'static>(
+    limit: Option<Duration>,
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let mut task = AbortOnDrop(tokio::spawn(work));
+    let ended = match limit {
+        Some(limit) => match tokio::time::timeout(limit, &mut task.0).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                return Err(Error::invalid(format!(
+                    "the query was ended: it took longer than {} ms",
+                    limit.as_millis()
+                ))
+                .code("57014")
+                .hint("ask for less, or raise --statement-timeout"));
+            }
+        },
+        None => (&mut task.0).await,
+    };
+    match ended {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(Error::unavailable("the query was ended").code("57014")),
+    }
 }
 
 /// Runs a plan to its end.

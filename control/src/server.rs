@@ -23,10 +23,13 @@ use tracing::warn;
 use crate::catalog::SqliteCatalog;
 use crate::config::Config;
 use crate::coordinator::Coordinator;
+use crate::query::AbortOnDrop;
 use crate::session::Session;
 
 /// Threads with this name run statements; a panic there is caught, anywhere else it is the end.
 pub const QUERY_THREADS: &str = "millrace-query";
+/// As many threads run queries at least: one that computes without a pause blocks a thread of them.
+const MIN_QUERY_THREADS: usize = 8;
 /// Plans nest; sixteen megabytes are used only where touched.
 const QUERY_STACK: usize = 16 << 20;
 /// How long running requests may take once the service stops.
@@ -85,15 +88,6 @@ impl Service {
     }
 }
 
-/// A client that goes away takes its query along.
-struct AbortOnDrop<T>(JoinHandle<T>);
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// A server in this process.
 #[derive(Debug)]
 pub struct Server {
@@ -123,7 +117,8 @@ impl Server {
         let address = listener.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let query_threads = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(config.workers)
+            // One query keeps `workers` of them busy.
+            .worker_threads((2 * config.workers).max(MIN_QUERY_THREADS))
             .thread_name(QUERY_THREADS)
             .thread_stack_size(QUERY_STACK)
             .enable_all()

@@ -3,6 +3,8 @@
 //! This path over the accumulated input is also the oracle for views. It shares binding and the
 //! rewrite of expressions with them, and none of their operators.
 
+mod stop;
+
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
@@ -27,6 +29,8 @@ use crate::optimize::{bound_constants, query_rules};
 use crate::stack::on_big_stack;
 use crate::windows::WindowPlanner;
 
+pub use stop::{Stop, StopOnDrop};
+
 /// A guarded query over relations that can be read.
 pub struct Executable {
     plan: LogicalPlan,
@@ -48,7 +52,17 @@ impl Executable {
         shown_schema(self.plan.schema().as_arrow())
     }
 
-    /// The physical plan, ready to be executed with `state.task_ctx()`.
+    /// The physical plan, ready to be executed with `state.task_ctx()`; `stop` ends it.
+    pub async fn physical_until(
+        self,
+        state: &SessionState,
+        stop: &Stop,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let plan = self.physical(state).await?;
+        stop.watch(plan).map_err(execution_error)
+    }
+
+    /// As [`Executable::physical_until`], for a plan that runs to its end.
     pub async fn physical(self, state: &SessionState) -> Result<Arc<dyn ExecutionPlan>> {
         let plan = self.plan;
         let optimized = on_big_stack(move || {

@@ -612,6 +612,63 @@ fn a_record_whose_columns_fail_costs_itself_only() {
     );
 }
 
+#[test]
+fn a_slow_query_stops_with_its_client_or_its_time_and_blocks_nobody() {
+    let server = Server::start(&["--workers", "1", "--statement-timeout", "3s"]);
+    let rows: String = (0..2_000).map(|i| format!("{{\"id\":{i}}}\n")).collect();
+    let path = write(server.scratch(), "n.json", &rows);
+    server.run(&format!(
+        "CREATE SOURCE n (id BIGINT) WITH (connector = 'files', format = 'json', path = '{path}');
+         CREATE MATERIALIZED VIEW v AS SELECT id FROM n"
+    ));
+    server.caught_up(&[Fed::Ended("n")], LIMIT);
+    let slow = json!({"sql": "SELECT count(*) FROM v a JOIN v b ON a.id <> b.id JOIN v c ON b.id <> c.id WHERE a.id + b.id + c.id > 17"}).to_string();
+    // Clients that go away.
+    for _ in 0..12 {
+        let mut stream = TcpStream::connect(&server.address).expect("a connection");
+        write!(
+            stream,
+            "POST /api/v1/sql HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{slow}",
+            slow.len()
+        )
+        .expect("sent");
+    }
+    // One that stays.
+    let started = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        let stays = scope
+            .spawn(|| http::request(&server.address, "POST", "/api/v1/sql", &[], slow.as_bytes()));
+        assert_eq!(server.rows("SELECT count(*) FROM v"), [json!([2_000])]);
+        assert!(
+            started.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            started.elapsed()
+        );
+        let answer = stays.join().expect("no panic").expect("an answer");
+        assert_eq!(answer.status, 400);
+        assert_eq!(answer.json()["error"]["code"], "57014");
+    });
+    // Nothing goes on computing.
+    wait::until("a server that rests", LIMIT, || {
+        let before = cpu_ticks(&server);
+        std::thread::sleep(Duration::from_millis(500));
+        match cpu_ticks(&server) - before {
+            0..=15 => Ok(()),
+            busy => Err(format!("{busy} ticks in half a second")),
+        }
+    });
+}
+
+/// Time that the service's process has computed, in hundredths of a second.
+fn cpu_ticks(server: &Server) -> u64 {
+    let pid = server.child_pid().expect("the service runs");
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("Linux");
+    let rest = stat.rsplit(')').next().unwrap_or_default();
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let number = |at: usize| fields[at].parse::<u64>().expect("a number");
+    number(11) + number(12)
+}
+
 /// Ids and rows of everything, to be the same after a restart.
 fn picture(server: &Server) -> Value {
     let mut rows = server.rows("SELECT * FROM m");

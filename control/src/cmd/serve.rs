@@ -260,6 +260,7 @@ fn flags(args: &ServeArgs) -> Vec<OsString> {
         ("--max-body", &args.max_body),
         ("--query-memory", &args.query_memory),
         ("--max-result", &args.max_result),
+        ("--statement-timeout", &args.statement_timeout),
     ] {
         if let Some(value) = value {
             flags.extend([flag.into(), value.into()]);

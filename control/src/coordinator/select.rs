@@ -15,6 +15,7 @@ use millrace_dataflow::error::{Error, Result};
 use millrace_dataflow::plan::RelationId;
 use millrace_sql::bind::BoundQuery;
 use millrace_sql::guard::{RelationRef, guard, relations_of};
+use millrace_sql::query::Stop;
 
 use super::prepare::base_name;
 use super::world::Detail;
@@ -65,8 +66,14 @@ impl Coordinator {
         })?;
         let state = query::session_state(inner.config.workers, &inner.query_env);
         let schema = executable.schema();
-        let plan = executable.physical(&state).await?;
-        let batches = query::collect(plan, &state, inner.config.max_result).await?;
+        let max_result = inner.config.max_result;
+        let stop = Stop::default();
+        let _wanted = stop.on_drop();
+        let batches = query::within(inner.config.statement_timeout, async move {
+            let plan = executable.physical_until(&state, &stop).await?;
+            query::collect(plan, &state, max_result).await
+        })
+        .await?;
         let batches = query::conform(&schema, batches)?;
         for (name, table) in sources {
             let rejected = table.rejected();

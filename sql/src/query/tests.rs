@@ -660,3 +660,30 @@ fn decimals_mean_the_same_wherever_they_stand() {
     let refused = bound("SELECT * FROM sales a LEFT JOIN sales b USING (id)", &[]);
     assert_eq!(refused.expect_err("a null id").code, "0A000");
 }
+
+#[test]
+fn a_join_ends_when_nobody_waits() {
+    let Bound::Query(query) = bound(
+        "SELECT count(*) FROM sales a JOIN sales b ON a.id <> b.id AND a.x + b.x < 0",
+        &[],
+    )
+    .expect("binds") else {
+        panic!("a query");
+    };
+    let executable = guard(query, &Policy)
+        .and_then(|g| g.resolve(&provider))
+        .expect("resolves");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime");
+    let state = session_state(1);
+    let stop = Stop::default();
+    let outcome = runtime.block_on(async {
+        let plan = executable.physical_until(&state, &stop).await?;
+        drop(stop.on_drop());
+        collect(plan, state.task_ctx())
+            .await
+            .map_err(execution_error)
+    });
+    assert_eq!(outcome.expect_err("ended").code, "57014");
+}
