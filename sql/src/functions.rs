@@ -104,11 +104,11 @@ pub(crate) fn is_total(name: &str) -> bool {
             | "bit_length"
             | "btrim"
             | "character_length"
+            | crate::checked::CONCAT
             | "coalesce"
             | "concat"
             | "concat_ws"
             | "date_part"
-            | crate::checked::CONCAT
             | "date_trunc"
             | "ends_with"
             | "greatest"

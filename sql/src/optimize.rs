@@ -92,6 +92,6 @@ pub(crate) fn optimize_view(plan: LogicalPlan) -> DfResult<LogicalPlan> {
     let context = OptimizerContext::new_with_config_options(Arc::new(OPTIONS.clone()))
         .without_query_execution_start_time();
     let plan = Optimizer::with_rules(view_rules()).optimize(plan, &context, |_, _| {})?;
+    bound_constants(&plan)?;
     short_circuit(plan)
 }
-    bound_constants(&plan)?;

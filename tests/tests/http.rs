@@ -613,6 +613,28 @@ fn a_record_whose_columns_fail_costs_itself_only() {
 }
 
 #[test]
+fn names_types_and_options_are_those_of_the_reference() {
+    let server = with_basics();
+    let answer =
+        server.run("SELECT id, id, count(*), now() > at FROM t WHERE id = 1 GROUP BY id, at");
+    let names: Vec<&str> = answer["results"][0]["columns"]
+        .as_array()
+        .expect("columns")
+        .iter()
+        .filter_map(|c| c["name"].as_str())
+        .collect();
+    assert_eq!(names, ["id", "id", "count", "?column?"]);
+    assert_eq!(answer["results"][0]["rows"], json!([[1, 1, 1, true]]));
+    let csv = server.post_sql(&json!({"sql": "SELECT 1.5, 1.5", "format": "csv"}), &[]);
+    assert_eq!(csv.text(), "?column?,?column?\r\n1.5,1.5\r\n");
+    let error =
+        server.error("CREATE MATERIALIZED VIEW f WITH (on_error = 'fail') AS SELECT id FROM t");
+    assert_eq!(error["code"], "0A000");
+    let error = server.error("SELECT id FROM t WHERE name = 1");
+    assert_eq!(error["code"], "42883", "{error}");
+}
+
+#[test]
 fn a_slow_query_stops_with_its_client_or_its_time_and_blocks_nobody() {
     let server = Server::start(&["--workers", "1", "--statement-timeout", "3s"]);
     let rows: String = (0..2_000).map(|i| format!("{{\"id\":{i}}}\n")).collect();

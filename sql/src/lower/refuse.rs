@@ -42,11 +42,7 @@ fn check_expr(expr: &Expr) -> Result<()> {
     match expr {
         Expr::ScalarFunction(function) => match function.func.signature().volatility {
             Volatility::Immutable => Ok(()),
-            Volatility::Stable => Err(Error::unsupported(format!(
-                "{}() changes by itself, so a view over it cannot be kept up to date",
-                function.name()
-            ))
-            .hint("filter by it when you query the view, or use the event time of the rows")),
+            Volatility::Stable => Err(changes_by_itself(function.name())),
             Volatility::Volatile => Err(Error::unsupported(format!(
                 "{}() gives another value each time, so a view over it cannot be kept up to date",
                 function.name()
@@ -65,6 +61,19 @@ fn check_expr(expr: &Expr) -> Result<()> {
         .hint("join with SELECT DISTINCT of the subquery's columns instead")),
         _ => Ok(()),
     }
+}
+
+fn changes_by_itself(name: &str) -> Error {
+    let shown = match name {
+        "current_date" | "current_time" => name.to_string(),
+        _ => format!("{name}()"),
+    };
+    Error::unsupported(format!(
+        "{shown} changes by itself, so a view over it cannot be kept up to date yet"
+    ))
+    .hint(format!(
+        "compare with {shown} when you query the view; to bound a view by the time of its rows, group by TUMBLE or HOP windows with EMIT ON WINDOW CLOSE"
+    ))
 }
 
 /// A node that no operator keeps.
