@@ -101,6 +101,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub http: String,
     pub workers: usize,
+    /// What the flag or the environment said of them, if they did.
+    pub workers_flag: Option<usize>,
     pub checkpoint_interval: Duration,
     pub commit_interval: Duration,
     pub max_rows_in_flight: u64,
@@ -116,6 +118,7 @@ impl Default for Config {
         Self {
             data_dir: PathBuf::from("./millrace-data"),
             http: "127.0.0.1:8080".to_string(),
+            workers_flag: None,
             workers: std::thread::available_parallelism().map_or(1, |n| n.get()),
             checkpoint_interval: Duration::from_secs(10),
             commit_interval: Duration::from_secs(10),
@@ -145,6 +148,7 @@ impl Config {
         }
         if let Some(text) = pick(&args.workers, "MILLRACE_WORKERS") {
             config.workers = parse_number("workers", &text)?;
+            config.workers_flag = Some(config.workers);
         }
         if let Some(text) = pick(&args.checkpoint_interval, "MILLRACE_CHECKPOINT_INTERVAL") {
             config.checkpoint_interval = parse_duration("checkpoint-interval", &text)?;

@@ -43,7 +43,7 @@ use tokio::runtime::Handle;
 
 use crate::catalog::SqliteCatalog;
 use crate::config::Config;
-use crate::session::Answer;
+use crate::session::{Answer, Notice};
 
 pub use world::{Detail, Entry, World};
 
@@ -66,6 +66,18 @@ struct Inner {
     query_env: Arc<RuntimeEnv>,
     /// Threads of the service itself; see the module.
     service: Handle,
+    restart: tokio::sync::Notify,
+}
+
+/// Where the number of workers is kept.
+const WORKERS: &str = "workers";
+
+/// What `ALTER DATA PLANE … SET WORKERS` leaves behind.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct WorkersSetting {
+    workers: usize,
+    /// What `--workers` said then: a later start that says something else means it.
+    flag: Option<usize>,
 }
 
 impl std::fmt::Debug for Coordinator {
@@ -108,6 +120,7 @@ impl Coordinator {
             Bound::ShowCreate { kind, name } => show::show_create(&world, kind, &name),
             Bound::Describe(def) => show::describe(def),
             Bound::Explain(def) => explain::explain(def, &self.0.policy),
+            Bound::SetWorkers(workers) => self.set_workers(workers).await,
             Bound::Subscribe(_) => Err(Error::unsupported(
                 "SUBSCRIBE answers without end, so it cannot stand among other statements",
             )
@@ -143,6 +156,32 @@ impl Coordinator {
         };
         work.await
             .map_err(|e| Error::internal(format!("the statement did not finish: {e}")))?
+    }
+
+    /// Keeps the number of workers and asks for a restart with it: all state is by key group, so any
+    /// number of workers takes it over, and nothing is computed again.
+    async fn set_workers(&self, workers: usize) -> Result<Answer> {
+        let config = &self.0.config;
+        if workers == config.workers {
+            return Ok(Answer::done().notice(Notice::remark(format!(
+                "the data plane has {workers} workers already"
+            ))));
+        }
+        let setting = WorkersSetting {
+            workers,
+            flag: config.workers_flag,
+        };
+        let text = serde_json::to_string(&setting).map_err(|e| Error::internal(e.to_string()))?;
+        self.0.catalog.set_setting(WORKERS, &text).await?;
+        self.0.restart.notify_one();
+        Ok(Answer::done().notice(Notice::remark(
+            "the service restarts with its state; requests wait for it",
+        )))
+    }
+
+    /// Returns when a statement has asked for a restart.
+    pub async fn restart_asked(&self) {
+        self.0.restart.notified().await;
     }
 
     /// Begins to follow the relation of a SUBSCRIBE.

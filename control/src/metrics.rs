@@ -29,7 +29,7 @@ pub fn render(coordinator: Option<&Coordinator>, started: Instant) -> Result<Str
     )?;
     if let Some(coordinator) = coordinator {
         relations(&registry, &coordinator.status())?;
-        engine(&registry, coordinator.stats())?;
+        engine(&registry, coordinator.stats(), coordinator.config().workers)?;
         let world = coordinator.world();
         let failed = world
             .entries
@@ -168,7 +168,7 @@ fn relations(registry: &Registry, status: &[Status]) -> Result<()> {
     register(registry, state)
 }
 
-fn engine(registry: &Registry, stats: EngineStats) -> Result<()> {
+fn engine(registry: &Registry, stats: EngineStats, workers: usize) -> Result<()> {
     let counters = [
         (
             "millrace_ticks_total",
@@ -204,6 +204,12 @@ fn engine(registry: &Registry, stats: EngineStats) -> Result<()> {
     for (name, help, value) in counters {
         counter(registry, name, help, value)?;
     }
+    gauge(
+        registry,
+        "millrace_workers",
+        "Workers of the data plane",
+        workers as f64,
+    )?;
     gauge(
         registry,
         "millrace_checkpoint_bytes",

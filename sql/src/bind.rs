@@ -53,6 +53,8 @@ pub enum Bound {
     },
     Describe(DescribeDef),
     Explain(ExplainDef),
+    /// `ALTER DATA PLANE … SET WORKERS n`.
+    SetWorkers(usize),
     Subscribe(SubscribeDef),
     Query(BoundQuery),
 }
@@ -237,6 +239,7 @@ fn bind_statement(
         Statement::Show(show) => Bound::Show(show),
         Statement::ShowCreate { kind, name } => Bound::ShowCreate { kind, name },
         Statement::Describe { name } => Bound::Describe(describe(&context, name)?),
+        Statement::SetWorkers(workers) => Bound::SetWorkers(workers),
         Statement::Subscribe { name } => Bound::Subscribe(subscribe(&context, name)?),
         Statement::Explain(explain) => {
             let query = match explain.target {

@@ -9,6 +9,7 @@
 //! * Identifiers fold to lower case unless quoted.
 //! * `EMIT …` is cut out of the tokens before sqlparser sees them: it would take it for an alias.
 
+mod alter;
 mod cursor;
 mod dialect;
 mod limits;
@@ -73,6 +74,8 @@ pub enum Statement {
         name: String,
     },
     Explain(Explain),
+    /// `ALTER DATA PLANE [name] SET WORKERS n`.
+    SetWorkers(usize),
     /// `SUBSCRIBE [TO] name`: contents, then changes.
     Subscribe {
         name: String,
@@ -281,7 +284,6 @@ const FOREIGN: &[&str] = &[
     "delete",
     "merge",
     "copy",
-    "alter",
     "grant",
     "revoke",
     "begin",
@@ -308,6 +310,7 @@ const FOREIGN: &[&str] = &[
     "comment",
 ];
 const LEADING: &[&str] = &[
+    "alter",
     "create",
     "drop",
     "show",
@@ -367,6 +370,7 @@ fn leading(cursor: &mut Cursor<'_>, emit: Option<EmitClause>) -> Result<Statemen
     let word = cursor.peek_word().unwrap_or_default();
     match word.as_str() {
         "create" => create(cursor, emit),
+        "alter" => alter::alter(cursor),
         "drop" => show::drop(cursor).map(Statement::Drop),
         "show" => show::show(cursor),
         "describe" | "desc" => {

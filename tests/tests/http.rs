@@ -975,3 +975,49 @@ fn count_in(row: &str) -> i64 {
     let row: Vec<i64> = serde_json::from_str(row).expect("two numbers");
     row[1]
 }
+
+/// The number of workers, as the metrics say it.
+fn workers(server: &Server) -> String {
+    let metrics = server.get("/metrics").text();
+    let line = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("millrace_workers "));
+    line.unwrap_or("none").to_string()
+}
+
+/// Another number of workers takes over the state; a later start keeps it unless told otherwise.
+#[test]
+fn workers_change_by_a_statement() {
+    let mut server = Server::start(&["--workers", "1"]);
+    server.run(
+        "CREATE SOURCE bid WITH (connector = 'generator', kind = 'nexmark', table = 'bid', seed = 7, rate = 20000);
+         CREATE MATERIALIZED VIEW per_auction AS SELECT auction, count(*) AS n FROM bid GROUP BY auction;
+         CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n FROM bid",
+    );
+    for (count, restart) in [("2", false), ("1", true), ("3", true)] {
+        server.run(&format!("ALTER DATA PLANE SET WORKERS {count}"));
+        wait::until("the workers", LIMIT, || match workers(&server) {
+            now if now == count => Ok(()),
+            now => Err(now),
+        });
+        if restart {
+            server.kill();
+            server.start_again(&[]);
+            assert_eq!(workers(&server), count);
+        }
+        let rows = server.rows(
+            "SELECT a.n, b.n FROM n a, (SELECT CAST(sum(n) AS BIGINT) AS n FROM per_auction) b",
+        );
+        assert_eq!(rows[0][0], rows[0][1], "{rows:?}");
+        assert_ne!(rows[0][0], 0);
+    }
+    assert_eq!(
+        server.error("ALTER DATA PLANE SET WORKERS 0")["code"],
+        "22023"
+    );
+    assert_eq!(
+        server.error("ALTER DATA PLANE other SET WORKERS 2")["code"],
+        "42704"
+    );
+    assert!(server.terminate().success());
+}

@@ -126,6 +126,30 @@ impl SqliteCatalog {
         rows.iter().map(object).collect()
     }
 
+    /// What a statement has set, as text.
+    pub async fn setting(&self, name: &str) -> Result<Option<String>> {
+        sqlx::query_scalar("SELECT value FROM millrace_settings WHERE name = ?")
+            .bind(name)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(failed)
+    }
+
+    /// Keeps a setting for later starts.
+    pub async fn set_setting(&self, name: &str, value: &str) -> Result<()> {
+        let mut tx = self.begin().await?;
+        sqlx::query(
+            "INSERT INTO millrace_settings (name, value) VALUES (?, ?) \
+             ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        )
+        .bind(name)
+        .bind(value)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+        tx.commit().await.map_err(failed)
+    }
+
     /// Stores a created object; its name must be free.
     pub async fn insert(&self, object: &Object) -> Result<()> {
         let id = |id: Option<RelationId>| id.map(|id| id.0 as i64);

@@ -7,8 +7,9 @@
 //! * The child never outlives the parent: the kernel kills it (parent-death signal), and where that
 //!   came too late for the signal to be set, the closed socket between them tells it.
 //! * Exit codes of the child decide: 0 stops the parent too, [`EXIT_CONFIG`] (settings or data
-//!   directory) and [`EXIT_FENCED`] (another server took over) are final, anything else is a crash
-//!   and leads to a restart with growing pauses.
+//!   directory) and [`EXIT_FENCED`] (another server took over) are final, [`EXIT_AGAIN`] (a statement
+//!   asked for it) restarts at once, anything else is a crash and leads to a restart with growing
+//!   pauses.
 //!
 //! ```text
 //!  SIGTERM ─► parent ──SIGTERM──► child: stop accepting, final checkpoint, exit 0
@@ -37,6 +38,8 @@ use crate::config::{Config, ServeArgs, environment, socket_address};
 pub const EXIT_CONFIG: u8 = 2;
 /// Another server has taken over the data directory.
 pub const EXIT_FENCED: u8 = 3;
+/// A statement asked for a restart: at once, and it is no crash.
+pub const EXIT_AGAIN: u8 = 4;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -121,6 +124,9 @@ async fn supervise(args: &ServeArgs, listener: &TcpListener) -> io::Result<ExitC
         };
         if let Some(code) = is_final(status) {
             return Ok(code);
+        }
+        if status.code() == Some(i32::from(EXIT_AGAIN)) {
+            continue;
         }
         if started.elapsed() >= RAN_WELL {
             pause = FIRST_PAUSE;

@@ -12,7 +12,7 @@ use millrace_dataflow::error::{Error, ErrorKind, Result};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
-use super::serve::{EXIT_CONFIG, EXIT_FENCED};
+use super::serve::{EXIT_AGAIN, EXIT_CONFIG, EXIT_FENCED};
 use crate::config::{ChildArgs, Config, environment};
 use crate::server::{QUERY_THREADS, Server};
 
@@ -27,7 +27,7 @@ pub fn run(args: ChildArgs) -> ExitCode {
     abort_on_panic();
     let outcome = start(&args);
     let code = match &outcome {
-        Ok(()) => 0,
+        Ok(code) => *code,
         Err(problem) => {
             super::print_error(problem);
             exit_code(problem)
@@ -62,7 +62,8 @@ fn abort_on_panic() {
     }));
 }
 
-fn start(args: &ChildArgs) -> Result<()> {
+/// The exit code.
+fn start(args: &ChildArgs) -> Result<u8> {
     // SAFETY: the parent left both descriptors open for this process, and nothing else owns them.
     let (listener, parent) = unsafe {
         (
@@ -98,26 +99,30 @@ async fn serve(
     config: Config,
     listener: std::net::TcpListener,
     mut parent: UnixStream,
-) -> Result<()> {
+) -> Result<u8> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let server = Server::open(config, listener)?;
     tokio::select! {
         restored = server.restore() => restored?,
         // Nothing was begun that a checkpoint would have to hold.
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        _ = terminate.recv() => return Ok(0),
+        _ = interrupt.recv() => return Ok(0),
     }
     // A parent that is gone is noticed elsewhere.
     let _ = parent.write_all(b"r");
     info!(target: "millrace", address = %server.address(), "ready");
+    let coordinator = server.service().coordinator()?;
+    let mut again = false;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         () = until_fenced(&server) => return Err(crate::error::fenced()),
+        () = coordinator.restart_asked() => again = true,
     }
-    info!(target: "millrace", "stopping");
-    server.stop().await
+    info!(target: "millrace", again, "stopping");
+    server.stop().await?;
+    Ok(if again { EXIT_AGAIN } else { 0 })
 }
 
 /// Returns when a newer server has taken the data directory.

@@ -21,16 +21,22 @@ use tracing::{info, warn};
 
 use super::facts::Outside;
 use super::world::{Detail, Entry, Made, World};
-use super::{Coordinator, Inner, prepare};
+use super::{Coordinator, Inner, WORKERS, WorkersSetting, prepare};
 use crate::catalog::{Object, SqliteCatalog};
 use crate::config::Config;
 
 /// Plans everything again, restores and starts the engine.
 pub(super) async fn start(
-    config: Config,
+    mut config: Config,
     catalog: SqliteCatalog,
     waiting: Waiting,
 ) -> Result<Coordinator> {
+    if let Some(text) = catalog.setting(WORKERS).await?
+        && let Ok(setting) = serde_json::from_str::<WorkersSetting>(&text)
+        && setting.flag == config.workers_flag
+    {
+        config.workers = setting.workers;
+    }
     let data_dir = std::path::absolute(&config.data_dir)?;
     let pool = millrace_lake::catalog::sql::open_pool(&data_dir.join("metadata.db")).await?;
     let lake = SqlCatalog::open(pool, data_dir.join("warehouse")).await?;
@@ -79,6 +85,7 @@ pub(super) async fn start(
         policy,
         query_env,
         service: tokio::runtime::Handle::current(),
+        restart: tokio::sync::Notify::new(),
     })))
 }
 

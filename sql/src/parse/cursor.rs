@@ -265,6 +265,18 @@ impl<'a> Cursor<'a> {
         data_type.map_err(|e| self.parser_error(e))
     }
     /// `(key = value, …)`.
+    /// A whole number without a sign.
+    pub(crate) fn number(&mut self) -> Result<u64> {
+        let text = match self.parser.peek_token_ref().token.clone() {
+            Token::Number(text, _) => text,
+            _ => return Err(self.unexpected("a number")),
+        };
+        let Ok(number) = text.parse() else {
+            return Err(self.unexpected("a whole number"));
+        };
+        self.advance();
+        Ok(number)
+    }
     pub(crate) fn options(&mut self) -> Result<Options> {
         let mut options = Options::new();
         self.expect(&Token::LParen)?;
