@@ -61,8 +61,9 @@ pub(crate) struct FilesSource {
     schema: SchemaRef,
     format: FileFormat,
     changelog: Option<String>,
-    /// Absolute paths, in order.
-    files: Arc<[PathBuf]>,
+    /// Absolute paths, in order; or why there are none. A source that was read to its end needs them no
+    /// more, so a server starts without them.
+    files: Result<Arc<[PathBuf]>>,
 }
 
 /// The columns that the first file shows, the changelog field left out.
@@ -141,6 +142,14 @@ fn infer(file: &Path, format: FileFormat) -> Result<Schema> {
     Ok(schema)
 }
 
+/// The first of the files that were listed.
+fn first(files: &Result<Vec<PathBuf>>) -> Result<&PathBuf> {
+    let files = files.as_ref().map_err(Error::clone)?;
+    files
+        .first()
+        .ok_or_else(|| Error::internal("an empty list of files"))
+}
+
 /// Opens a file that was listed.
 fn open_file(path: &Path) -> Result<std::fs::File> {
     std::fs::File::open(path).map_err(|e| {
@@ -159,11 +168,11 @@ fn open_file(path: &Path) -> Result<std::fs::File> {
 impl FilesSource {
     pub(crate) fn new(options: &Options<'_>, columns: &Schema) -> Result<Self> {
         let mut format = format(options)?;
-        let files = list::list(options.required("path")?)?;
+        let files = list::list(options.required("path")?);
         let changelog = changelog(options);
         let inferred = columns.fields().is_empty();
         let all = if inferred {
-            infer(&files[0], format)?
+            infer(first(&files)?, format)?
         } else {
             columns.clone()
         };
@@ -171,7 +180,7 @@ impl FilesSource {
         if let (Some(name), None, true) = (changelog, sign_at, inferred) {
             return Err(Error::invalid(format!(
                 "changelog field \"{name}\" is not in file \"{}\"",
-                files[0].display()
+                first(&files)?.display()
             ))
             .hint("name a field that holds + or -, or declare the columns of the source"));
         }
@@ -182,7 +191,7 @@ impl FilesSource {
             schema: Arc::new(without(&all, changelog)),
             format,
             changelog: changelog.map(String::from),
-            files: files.into(),
+            files: files.map(Into::into),
         };
         // Types that the format cannot read are an error now.
         match source.format {
@@ -195,7 +204,8 @@ impl FilesSource {
 
     /// Whether the first file opens and has the declared columns.
     pub(crate) fn validate(&self) -> Result<()> {
-        let file = &self.files[0];
+        let files = self.files.as_ref().map_err(Error::clone)?;
+        let file = &files[0];
         let layout = self.layout(&[]);
         match self.format {
             FileFormat::Parquet => parquet::open(file, &layout, 0, 1).map(drop),
@@ -228,8 +238,8 @@ impl Source for FilesSource {
         Arc::clone(&self.schema)
     }
     fn open(&self, start: &Offsets, projection: &[usize]) -> Result<Vec<Box<dyn Reader>>> {
-        let reader =
-            reader::FilesReader::new(&self.files, self.format, self.layout(projection), start)?;
+        let files = self.files.as_ref().map_err(Error::clone)?;
+        let reader = reader::FilesReader::new(files, self.format, self.layout(projection), start)?;
         Ok(vec![Box::new(reader)])
     }
     fn bounded(&self) -> bool {
@@ -237,5 +247,9 @@ impl Source for FilesSource {
     }
     fn append_only(&self) -> bool {
         self.changelog.is_none()
+    }
+    /// The order of files and of rows within them says nothing about time.
+    fn watermark_while_running(&self) -> bool {
+        false
     }
 }

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::datatypes::Schema;
-use millrace_dataflow::error::{Error, Result};
+use millrace_dataflow::error::{Error, ErrorKind, Result};
 use millrace_dataflow::source::Source;
 
 mod files;
@@ -40,7 +40,7 @@ pub fn connectors() -> &'static [ConnectorInfo] {
 pub fn create(connector: &str, options: &OptionMap, columns: &Schema) -> Result<Arc<dyn Source>> {
     let options = Options::new(info(connector)?, options)?;
     Ok(match options.connector() {
-        "files" => Arc::new(files::FilesSource::new(&options, columns)?),
+        "files" => Arc::new(files::FilesSource::new(&options, columns).map_err(wrong_format)?),
         "generator" => Arc::new(generator::GeneratorSource::new(&options, columns)?),
         _ => Arc::new(kafka::KafkaSource::new(&options, columns)?),
     })
@@ -51,7 +51,7 @@ pub fn create(connector: &str, options: &OptionMap, columns: &Schema) -> Result<
 pub fn discover(connector: &str, options: &OptionMap) -> Result<Option<Schema>> {
     let options = Options::new(info(connector)?, options)?;
     match options.connector() {
-        "files" => files::discover(&options).map(Some),
+        "files" => files::discover(&options).map(Some).map_err(wrong_format),
         "generator" => generator::discover(&options).map(Some),
         _ => Ok(None),
     }
@@ -64,13 +64,27 @@ pub async fn validate(connector: &str, options: &OptionMap, columns: &Schema) ->
     let task = tokio::task::spawn_blocking(move || {
         let options = Options::new(info(&connector)?, &options)?;
         match options.connector() {
-            "files" => files::FilesSource::new(&options, &columns)?.validate(),
+            "files" => files::FilesSource::new(&options, &columns)?
+                .validate()
+                .map_err(wrong_format),
             "generator" => generator::GeneratorSource::new(&options, &columns).map(drop),
             _ => kafka::KafkaSource::new(&options, &columns)?.validate(),
         }
     });
     task.await
         .map_err(|e| Error::internal(format!("validation of a source stopped: {e}")))?
+}
+
+/// What cannot be read when a source is created is most likely of another format than it says.
+fn wrong_format(mut error: Error) -> Error {
+    if error.kind == ErrorKind::Corrupt {
+        error.kind = ErrorKind::Invalid;
+        error.code = "22000";
+        if error.hint.is_none() {
+            error.hint = Some("check the option format: it says what the files hold".to_string());
+        }
+    }
+    error
 }
 
 fn info(connector: &str) -> Result<&'static ConnectorInfo> {

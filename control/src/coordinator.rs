@@ -222,6 +222,11 @@ impl Coordinator {
         self.0.engine.status()
     }
 
+    /// What keeps the engine from making progress, if anything does.
+    pub fn trouble(&self) -> Option<Error> {
+        self.0.engine.trouble()
+    }
+
     /// Counters of the engine as a whole.
     pub fn stats(&self) -> EngineStats {
         self.0.engine.stats()

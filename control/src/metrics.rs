@@ -133,6 +133,32 @@ fn relations(registry: &Registry, status: &[Status]) -> Result<()> {
         }
         register(registry, family)?;
     }
+    type Part = fn(&(String, u64, u64)) -> u64;
+    let parts: [(&str, &str, Part); 2] = [
+        (
+            "millrace_operator_state_rows",
+            "Rows of state of one operator",
+            |o| o.1,
+        ),
+        (
+            "millrace_operator_state_bytes",
+            "Bytes of state of one operator",
+            |o| o.2,
+        ),
+    ];
+    for (name, help, pick) in parts {
+        let family =
+            IntGaugeVec::new(Opts::new(name, help), &["relation", "operator"]).map_err(failed)?;
+        for s in status {
+            for operator in &s.operators {
+                let value = i64::try_from(pick(operator)).unwrap_or(i64::MAX);
+                family
+                    .with_label_values(&[s.name.as_str(), operator.0.as_str()])
+                    .set(value);
+            }
+        }
+        register(registry, family)?;
+    }
     let watermark = GaugeVec::new(
         Opts::new(
             "millrace_watermark_seconds",
@@ -307,6 +333,7 @@ mod tests {
             bytes_out: 0,
             state_rows: 0,
             state_bytes: 0,
+            operators: vec![("join-2".to_string(), 3, 300)],
             late_rows: 0,
             rejected_rows: 2,
             error_rows: 0,

@@ -43,6 +43,17 @@ use sinks::SinkStatus;
 /// How long a read waits for its tick.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long the final checkpoint may take.
+const LAST_CHECKPOINT: Duration = Duration::from_secs(20);
+
+/// Nothing is shown whose binding is not on the disk.
+fn log_error(why: Option<&str>) -> Error {
+    Error::unavailable("the remap log cannot be written, so nothing new can be shown")
+        .code("53100")
+        .detail(why.unwrap_or_default().to_string())
+        .hint("free space on the disk of the data directory; the server goes on by itself")
+}
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
@@ -170,6 +181,8 @@ struct Inner {
     requests: std::sync::mpsc::Sender<Request>,
     parts: PartSender,
     durable: watch::Receiver<Tick>,
+    /// Why the remap log cannot be written at the moment.
+    log_trouble: watch::Receiver<Option<String>>,
     items: Mutex<BTreeMap<RelationId, Running>>,
     /// What a relation offers to those that read it.
     offers: Mutex<BTreeMap<RelationId, InputInfo>>,
@@ -352,11 +365,20 @@ impl Engine {
 
     async fn wait_durable(&self, tick: Tick) -> Result<()> {
         let mut durable = self.inner.durable.clone();
-        durable
-            .wait_for(|t| *t >= tick)
-            .await
-            .map(|_| ())
-            .map_err(|_| Error::unavailable("the remap log has stopped"))
+        let mut trouble = self.inner.log_trouble.clone();
+        tokio::select! {
+            biased;
+            reached = durable.wait_for(|t| *t >= tick) => reached
+                .map(|_| ())
+                .map_err(|_| Error::unavailable("the remap log has stopped")),
+            Ok(why) = trouble.wait_for(Option::is_some) => Err(log_error(why.as_deref())),
+        }
+    }
+
+    /// What keeps the engine from making progress, if anything does.
+    pub fn trouble(&self) -> Option<Error> {
+        let why = self.inner.log_trouble.borrow().clone();
+        why.map(|why| log_error(Some(&why)))
     }
 
     /// Takes a checkpoint now; its id.
@@ -401,7 +423,15 @@ impl Engine {
     pub async fn stop(&self) -> Result<()> {
         let result = self.commit_all().await;
         let result = match result {
-            Ok(()) => self.checkpoint().await.map(|_| ()),
+            // A disk that is full must not keep the server from stopping.
+            Ok(()) => tokio::time::timeout(LAST_CHECKPOINT, self.checkpoint())
+                .await
+                .unwrap_or_else(|_| {
+                    Err(Error::unavailable(
+                        "the last checkpoint did not end in time",
+                    ))
+                })
+                .map(|_| ()),
             Err(e) => Err(e),
         };
         self.inner.stopped.send_replace(true);

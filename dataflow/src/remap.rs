@@ -167,25 +167,34 @@ fn records(path: &Path) -> Result<Vec<Record>> {
     File::open(path)?.read_to_end(&mut bytes)?;
     let mut rest = &bytes[..];
     let mut records = Vec::new();
-    while rest.len() >= 8 {
-        let length = u32::from_le_bytes(rest[..4].try_into().expect("four bytes")) as usize;
-        let crc = u32::from_le_bytes(rest[4..8].try_into().expect("four bytes"));
-        let Some(body) = rest.get(8..8 + length) else {
+    let damaged = |why: String| {
+        Error::new(ErrorKind::Corrupt, "the remap log is damaged")
+            .detail(format!("{}: {why}", path.display()))
+            .hint("restore the data directory from a copy")
+    };
+    while !rest.is_empty() {
+        let Some((body, length)) = intact(rest) else {
+            // Torn at the end by a crash: nobody was shown it. Not if whole records follow.
+            let at = bytes.len() - rest.len();
+            if (1..rest.len()).any(|skip| intact(&rest[skip..]).is_some()) {
+                return Err(damaged(format!("at byte {at}, and records follow")));
+            }
             break;
         };
-        if crc32fast::hash(body) != crc {
-            break;
-        }
-        records.push(serde_json::from_slice(body).map_err(|e| {
-            Error::new(
-                ErrorKind::Corrupt,
-                "a binding of the remap log cannot be read",
-            )
-            .detail(format!("{}: {e}", path.display()))
-        })?);
-        rest = &rest[8 + length..];
+        let record = serde_json::from_slice(body).map_err(|e| damaged(e.to_string()))?;
+        records.push(record);
+        rest = &rest[length..];
     }
     Ok(records)
+}
+
+/// The body of the record at the front and the length of the record, if it is whole.
+fn intact(bytes: &[u8]) -> Option<(&[u8], usize)> {
+    let length = u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
+    let crc = u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?);
+    let body = bytes.get(8..length.checked_add(8)?)?;
+    // No record is empty; zeros must not pass for one.
+    (!body.is_empty() && crc32fast::hash(body) == crc).then_some((body, length + 8))
 }
 
 fn encode(record: &Record) -> Vec<u8> {
@@ -259,8 +268,8 @@ impl RemapLog {
     }
 
     /// Why the log cannot be written at the moment, if so.
-    pub fn trouble(&self) -> Option<String> {
-        self.trouble.borrow().clone()
+    pub fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.clone()
     }
 
     /// Starts a new segment for ticks from `first` and forgets segments wholly below `oldest`.
@@ -499,6 +508,23 @@ mod tests {
         let bytes = fs::read(&path).expect("read");
         fs::write(&path, &bytes[..bytes.len() - 3]).expect("write");
         assert_eq!(read(dir.path(), 0).expect("read"), vec![binding(1)]);
+    }
+
+    #[test]
+    fn damage_before_whole_records_is_noticed() {
+        let dir = tempfile::tempdir().expect("dir");
+        let log = RemapLog::open(dir.path(), 0, FIRST).expect("open");
+        for tick in 1..=3 {
+            log.append(&binding(tick));
+        }
+        wait_durable(&log, 3);
+        let path = segment_path(dir.path(), 1, 1);
+        let mut bytes = fs::read(&path).expect("read");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 4;
+        fs::write(&path, &bytes).expect("write");
+        let error = read(dir.path(), 0).expect_err("damaged");
+        assert_eq!(error.kind, ErrorKind::Corrupt);
     }
 
     #[test]

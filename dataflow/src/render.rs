@@ -299,6 +299,17 @@ fn serve<'s>(
     let mut served = Served::new(&schema, append_only, build.share());
     let id = StageId(nodes + u32::try_from(port).expect("three ports"));
     served.restore(build.restored_stage(id));
+    let (rows, bytes) = served.size();
+    if rows > 0 {
+        let counters = &build.install.progress.counters;
+        counters.set_state(worker, id.0, "contents", rows, bytes);
+        // What the relations hold goes on being counted.
+        match port {
+            1 => Counters::add(&counters.error_rows, rows as usize),
+            2 => Counters::add(&counters.late_rows, rows as usize),
+            _ => {}
+        }
+    }
     let served = Rc::new(RefCell::new(served));
     let logic = ServeLogic {
         relation,
@@ -347,7 +358,7 @@ impl Logic for ServeLogic {
             }
             served.apply(moment.tick, deltas);
             let (rows, bytes) = served.size();
-            counters.set_state(self.worker, self.stage, rows, bytes);
+            counters.set_state(self.worker, self.stage, "contents", rows, bytes);
         }
         if let Some(info) = &moment.info {
             served.answer(self.relation, info);

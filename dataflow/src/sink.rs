@@ -7,12 +7,15 @@
 //! One [`Committer`] per sink publishes the committables of `[lower, upper)` together, exactly once:
 //! the destination itself says how far it is (`frontier`), and what lies below is dropped on replay.
 
+use std::sync::{Arc, Mutex};
+
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 
 use crate::delta::Diffs;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::ingest::lock;
 use crate::time::Tick;
 
 /// What a writer has prepared and nobody has published yet, as opaque bytes of the sink's own form.
@@ -36,9 +39,26 @@ pub trait Sink: Send + Sync + std::fmt::Debug {
     async fn committer(&self, incarnation: u64) -> Result<Box<dyn Committer>>;
 }
 
+/// What somebody waits for, shared with those who show it.
+#[derive(Debug, Clone, Default)]
+pub struct Trouble(Arc<Mutex<Option<Error>>>);
+
+impl Trouble {
+    pub fn set(&self, error: Option<Error>) {
+        *lock(&self.0) = error;
+    }
+    pub fn get(&self) -> Option<Error> {
+        lock(&self.0).clone()
+    }
+}
+
 /// Writes the rows of one worker; runs on a task of its own, not on the worker.
 #[async_trait]
 pub trait Writer: Send {
+    /// Where it says what it waits for, in the middle of a call.
+    fn trouble(&self) -> Trouble {
+        Trouble::default()
+    }
     async fn write(&mut self, tick: Tick, batch: &RecordBatch, diffs: &Diffs) -> Result<()>;
     /// Closes what is open; the rows written since the last close, as files. May be empty.
     async fn close(&mut self, lower: Tick, upper: Tick) -> Result<Vec<Committable>>;

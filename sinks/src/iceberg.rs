@@ -13,6 +13,7 @@ mod committer;
 mod layout;
 mod metrics;
 mod options;
+mod patient;
 mod writer;
 
 #[cfg(test)]

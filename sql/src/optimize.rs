@@ -5,6 +5,7 @@
 //! evaluate what a CASE would have skipped). `now()` is folded for queries only.
 
 mod constants;
+mod definite_filters;
 mod push_filters;
 mod types;
 
@@ -34,6 +35,7 @@ use datafusion::optimizer::{Analyzer, Optimizer, OptimizerContext, OptimizerRule
 
 use crate::catalog::OPTIONS;
 use crate::checked::{Checked, short_circuit};
+use definite_filters::DefiniteFilters;
 use push_filters::PushFilters;
 use types::PostgresTypes;
 
@@ -58,6 +60,7 @@ pub(crate) fn query_rules() -> Rules {
     rules.push(Arc::new(EliminateLimit::new()));
     rules.push(Arc::new(PushDownLimit::new()));
     rules.push(Arc::new(SingleDistinctToGroupBy::new()));
+    rules.push(Arc::new(DefiniteFilters));
     rules.push(Arc::new(OptimizeProjections::new()));
     rules
 }

@@ -34,6 +34,9 @@ use crate::types::{sql_name, timestamp};
 
 pub(crate) use exec::WindowPlanner;
 
+/// Windows that hold one row, at the most: each keeps its own state.
+const MOST_WINDOWS: i64 = 10_000;
+
 /// The logical node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct WindowNode {
@@ -195,6 +198,16 @@ impl RelationPlanner for Windows {
             size_us: length(size, "size")?,
             slide_us: length(slide, "slide")?,
         };
+        if window.size_us / window.slide_us > MOST_WINDOWS {
+            return Err(carry(
+                Error::invalid(format!(
+                    "a row would stand in {} windows; at most {MOST_WINDOWS} are allowed",
+                    window.size_us / window.slide_us
+                ))
+                .code("54000")
+                .hint("choose a longer slide or a shorter size"),
+            ));
+        }
         if window.slide_us > window.size_us {
             return Err(carry(
                 Error::invalid("the slide of a window is longer than its size")

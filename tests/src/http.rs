@@ -132,3 +132,53 @@ fn dechunk(mut rest: &[u8]) -> Option<Vec<u8>> {
         rest = rest.get(size + 2..)?;
     }
 }
+
+/// Lines of a SUBSCRIBE, as they come.
+#[derive(Debug)]
+pub struct Lines {
+    stream: TcpStream,
+    read: Vec<u8>,
+}
+
+impl Lines {
+    /// Sends the SUBSCRIBE.
+    ///
+    /// # Panics
+    ///
+    /// When the server is not there.
+    pub fn of(address: &str, relation: &str) -> Self {
+        let mut stream = TcpStream::connect(address).expect("connected");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("set");
+        let body = serde_json::json!({"sql": format!("SUBSCRIBE TO {relation}")}).to_string();
+        let head = format!(
+            "POST /api/v1/sql HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            address,
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).expect("sent");
+        stream.write_all(body.as_bytes()).expect("sent");
+        Self {
+            stream,
+            read: Vec::new(),
+        }
+    }
+
+    /// The next line that is JSON; heads and sizes of chunks are not. `None` at the end.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Option<serde_json::Value> {
+        loop {
+            if let Some(end) = self.read.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=end).collect();
+                if line.starts_with(b"{") {
+                    return Some(serde_json::from_slice(&line).expect("a line is JSON"));
+                }
+                continue;
+            }
+            let mut buffer = [0; 8192];
+            match self.stream.read(&mut buffer).expect("the server goes on") {
+                0 => return None,
+                n => self.read.extend_from_slice(&buffer[..n]),
+            }
+        }
+    }
+}

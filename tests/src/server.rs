@@ -81,25 +81,7 @@ impl Server {
 
     /// As [`Server::start_again`]; an `Err` holds the status of a process that ended instead.
     pub fn try_start(&mut self, env: &[(&str, &str)]) -> Result<(), ExitStatus> {
-        assert!(self.process.is_none(), "the server is running");
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.log())
-            .expect("a log file");
-        let mut child = Command::new(binary())
-            .arg("serve")
-            .args(["--http", "127.0.0.1:0", "--data-dir"])
-            .arg(self.data_dir())
-            .args(&self.flags)
-            .envs(env.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .expect("the binary starts");
-        let lines = lines_of(&mut child);
-        self.process = Some(child);
+        let lines = self.begin(env);
         let started = Instant::now();
         loop {
             match lines.recv_timeout(Duration::from_millis(50)) {
@@ -122,6 +104,30 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Starts the process on the same data directory; gives the lines it prints.
+    pub fn begin(&mut self, env: &[(&str, &str)]) -> mpsc::Receiver<String> {
+        assert!(self.process.is_none(), "the server is running");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log())
+            .expect("a log file");
+        let mut child = Command::new(binary())
+            .arg("serve")
+            .args(["--http", "127.0.0.1:0", "--data-dir"])
+            .arg(self.data_dir())
+            .args(&self.flags)
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("the binary starts");
+        let lines = lines_of(&mut child);
+        self.process = Some(child);
+        lines
     }
 
     /// The status of a process that has ended by itself.

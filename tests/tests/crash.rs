@@ -205,15 +205,19 @@ fn seen(server: &Server) -> u64 {
         .unwrap_or(0)
 }
 
-/// Starts the server with a failpoint and waits until the service has died of it.
+/// Starts the server with a failpoint and waits until the service has died of it, perhaps while it
+/// starts.
 fn die_at(server: &mut Server, failpoint: &str) {
     println!("killing at {failpoint}");
+    let name = failpoint.split('=').next().unwrap_or_default();
+    let line = format!("failpoint=\"{name}\"");
+    let fired = |server: &Server| server.log_text().matches(&line).count();
+    let before = fired(server);
     server.kill();
-    server.start_again(&[("MILLRACE_FAILPOINTS", failpoint)]);
-    let first = server.child_pid();
-    wait::until(failpoint, LIMIT, || match server.child_pid() {
-        pid if pid == first => Err(format!("the service {pid:?} lives")),
-        _ => Ok(()),
+    let _lines = server.begin(&[("MILLRACE_FAILPOINTS", failpoint)]);
+    wait::until(failpoint, LIMIT, || match fired(server) > before {
+        true => Ok(()),
+        false => Err("it does not fire".to_string()),
     });
     // The parent would start it with the same failpoint again.
     server.kill();

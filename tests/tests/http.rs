@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arrow::array::AsArray;
 use arrow::datatypes::{Float64Type, Int64Type};
-use millrace_tests::http;
+use millrace_tests::http::{self, Lines};
 use millrace_tests::server::{Fed, Server};
 use millrace_tests::wait;
 use serde_json::{Value, json};
@@ -878,49 +878,6 @@ fn the_shell_runs_statements() {
     assert_eq!(out.status.code(), Some(2));
 }
 
-/// Lines of a SUBSCRIBE, as they come.
-struct Lines {
-    stream: TcpStream,
-    read: Vec<u8>,
-}
-
-impl Lines {
-    fn of(server: &Server, relation: &str) -> Self {
-        let mut stream = TcpStream::connect(&server.address).expect("connected");
-        stream.set_read_timeout(Some(LIMIT)).expect("set");
-        let body = json!({"sql": format!("SUBSCRIBE TO {relation}")}).to_string();
-        let head = format!(
-            "POST /api/v1/sql HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
-            server.address,
-            body.len()
-        );
-        stream.write_all(head.as_bytes()).expect("sent");
-        stream.write_all(body.as_bytes()).expect("sent");
-        Self {
-            stream,
-            read: Vec::new(),
-        }
-    }
-
-    /// The next line that is JSON; heads and sizes of chunks are not. `None` at the end.
-    fn next(&mut self) -> Option<Value> {
-        loop {
-            if let Some(end) = self.read.iter().position(|b| *b == b'\n') {
-                let line: Vec<u8> = self.read.drain(..=end).collect();
-                if line.starts_with(b"{") {
-                    return Some(serde_json::from_slice(&line).expect("a line is JSON"));
-                }
-                continue;
-            }
-            let mut buffer = [0; 8192];
-            match self.stream.read(&mut buffer).expect("the server goes on") {
-                0 => return None,
-                n => self.read.extend_from_slice(&buffer[..n]),
-            }
-        }
-    }
-}
-
 /// Contents first, then changes: added up they are the view, at every tick.
 #[test]
 fn a_subscription_adds_up_to_the_view() {
@@ -929,7 +886,7 @@ fn a_subscription_adds_up_to_the_view() {
         "CREATE SOURCE bid WITH (connector = 'generator', kind = 'nexmark', table = 'bid', seed = 7, rate = 20000, max_events = 40000);
          CREATE MATERIALIZED VIEW per_auction AS SELECT auction % 10 AS slot, count(*) AS n FROM bid GROUP BY auction % 10",
     );
-    let mut lines = Lines::of(&server, "per_auction");
+    let mut lines = Lines::of(&server.address, "per_auction");
     let first = lines.next().expect("a header");
     assert_eq!(first["columns"][1], json!({"name": "n", "type": "BIGINT"}));
     let mut rows = std::collections::BTreeMap::<String, i64>::new();

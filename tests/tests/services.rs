@@ -1,5 +1,6 @@
-//! Sources and sinks against real parts: bad records, absent topics and brokers.
+//! Sources and sinks against real parts: bad records, absent topics, brokers and files, damaged logs.
 
+use std::path::Path;
 use std::time::Duration;
 
 use millrace_tests::kafka::{OwnBroker, Topic, Writer, broker};
@@ -298,4 +299,140 @@ fn files_of_all_formats_and_retractions_reach_the_lake() {
             json!([3, null, "2.25"])
         ]
     );
+}
+
+/// A server with a bounded source `t` of three rows.
+fn with_file() -> Server {
+    let server = Server::start(&["--workers", "1"]);
+    let rows = "{\"id\":1,\"at\":\"2024-05-01T10:00:00Z\"}\n{\"id\":2}\n{\"id\":3}\n";
+    let path = write(server.scratch(), "t.json", rows);
+    server.run(&format!(
+        "CREATE SOURCE t (id BIGINT, at TIMESTAMP)
+         WITH (connector = 'files', format = 'json', path = '{path}')"
+    ));
+    server
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> String {
+    let path = folder.join(name);
+    std::fs::write(&path, text).expect("a file can be written");
+    path.to_string_lossy().into_owned()
+}
+
+/// What cannot work is refused when it is asked for, with a way out.
+#[test]
+fn what_cannot_work_is_refused_at_creation() {
+    let server = with_file();
+    let text = write(server.scratch(), "text.csv", "a,b\n1,2\n");
+    let nested = write(
+        server.scratch(),
+        "nested.json",
+        "{\"a\":1,\"o\":{\"x\":1}}\n",
+    );
+    for (statement, code) in [
+        (
+            format!(
+                "CREATE SOURCE p (a BIGINT) WITH (connector = 'files', format = 'parquet', path = '{text}')"
+            ),
+            "22000",
+        ),
+        (
+            format!(
+                "CREATE SOURCE p WITH (connector = 'files', format = 'parquet', path = '{text}')"
+            ),
+            "22000",
+        ),
+        (
+            format!(
+                "CREATE SOURCE p WITH (connector = 'files', format = 'json', path = '{nested}')"
+            ),
+            "0A000",
+        ),
+        (
+            "CREATE MATERIALIZED VIEW h AS SELECT window_start, count(*) AS n FROM
+               HOP(t, at, INTERVAL '1' MICROSECOND, INTERVAL '100' DAY) GROUP BY window_start"
+                .to_string(),
+            "54000",
+        ),
+    ] {
+        let answer = server.post_sql(&json!({ "sql": statement }), &[]);
+        assert_eq!(answer.status, 400, "{statement}: {}", answer.text());
+        let error = answer.json()["error"].clone();
+        assert_eq!(error["code"], code, "{statement}: {error}");
+        assert!(error["hint"].is_string(), "{statement}: {error}");
+    }
+}
+
+/// A finished source needs its files no more: what was made of them stays.
+#[test]
+fn views_outlive_the_files_they_were_made_of() {
+    let mut server = with_file();
+    server.run("CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n FROM t");
+    wait::until("the source to end", LIMIT, || {
+        match server.one("sources", "t").ok_or("gone")?["state"].as_str() {
+            Some("finished") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    assert_eq!(server.rows("SELECT n FROM n"), [json!([3])]);
+    assert!(server.terminate().success());
+    let path = server.scratch().join("t.json");
+    std::fs::rename(&path, server.scratch().join("away")).expect("moved");
+    server.start_again(&[]);
+    assert_eq!(server.rows("SELECT n FROM n"), [json!([3])]);
+    // Reading the files anew is another matter.
+    assert!(server.error("SELECT count(*) FROM t")["message"].is_string());
+}
+
+/// A log that was damaged is never taken for a shorter one: rows would be written twice.
+#[test]
+fn a_damaged_log_is_noticed() {
+    let mut server = Server::start(&[
+        "--workers",
+        "1",
+        "--checkpoint-interval",
+        "1h",
+        "--commit-interval",
+        "200ms",
+    ]);
+    server.run(
+        "CREATE SOURCE bid WITH (connector = 'generator', kind = 'nexmark', table = 'bid', seed = 7, rate = 2000);
+         CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n FROM bid;
+         CREATE SINK raw FROM bid INTO lake.damaged.raw",
+    );
+    let committed = |server: &Server| {
+        server
+            .one("sinks", "raw")
+            .and_then(|s| s["committed"].as_u64())
+    };
+    let first = wait::until("a commit", LIMIT, || {
+        committed(&server).ok_or_else(|| "none".to_string())
+    });
+    wait::until("another commit", LIMIT, || match committed(&server) {
+        Some(now) if now > first => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    server.kill();
+    let log = |server: &Server| {
+        let dir = server.data_dir().join("engine/remap");
+        let files = std::fs::read_dir(dir)
+            .expect("a folder")
+            .map(|f| f.expect("a file").path());
+        files
+            .max_by_key(|f| f.metadata().map_or(0, |m| m.len()))
+            .expect("a segment")
+    };
+    let path = log(&server);
+    let whole = std::fs::read(&path).expect("read");
+    // A flipped byte before whole records: nothing is started.
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    std::fs::write(&path, flipped).expect("written");
+    assert_eq!(server.try_start(&[]).expect_err("refused").code(), Some(2));
+    // Cut short: the sink, whose table holds more, stops; the rest goes on.
+    std::fs::write(&path, &whole[..whole.len() / 3]).expect("written");
+    server.start_again(&[]);
+    let sink = server.one("sinks", "raw").expect("listed");
+    assert_eq!(sink["state"], "failed", "{sink}");
+    assert_eq!(server.rows("SELECT n > 0 FROM n"), [json!([true])]);
 }

@@ -1,6 +1,6 @@
 //! A small HTTP/1.1 client for the shell: one request per connection, blocking.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
 use millrace_dataflow::error::{Error, Result};
@@ -19,20 +19,9 @@ pub fn post_json(address: &str, path: &str, body: &str) -> Result<Response> {
 
 /// Sends a request with a body in JSON and reads the whole answer.
 pub fn request(address: &str, method: &str, path: &str, body: &str) -> Result<Response> {
-    let host = address
-        .strip_prefix("http://")
-        .unwrap_or(address)
-        .trim_end_matches('/');
-    let away = |e: std::io::Error| {
-        Error::unavailable(format!("no answer from {host}: {e}"))
-            .hint("is `millrace serve` running there? --http names another address")
-    };
-    let mut stream = TcpStream::connect(host).map_err(away)?;
-    let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n\
-         Accept: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
+    let (host, mut stream) = connect(address)?;
+    let away = |e: std::io::Error| Error::unavailable(format!("no answer from {host}: {e}"));
+    let head = head(method, path, &host, body);
     stream.write_all(head.as_bytes()).map_err(away)?;
     // A server may answer (too large) without reading all; its answer counts, not the broken write.
     let written = stream.write_all(body.as_bytes());
@@ -48,6 +37,50 @@ pub fn request(address: &str, method: &str, path: &str, body: &str) -> Result<Re
             )))
         }
     }
+}
+
+/// Posts JSON and hands over each line of the answer that is JSON, as it comes, until the answer ends
+/// or `take` wants no more.
+pub fn post_for_lines(
+    address: &str,
+    path: &str,
+    body: &str,
+    mut take: impl FnMut(&str) -> bool,
+) -> Result<()> {
+    let (host, mut stream) = connect(address)?;
+    let away = |e: std::io::Error| Error::unavailable(format!("no answer from {host}: {e}"));
+    let head = head("POST", path, &host, body);
+    stream.write_all(head.as_bytes()).map_err(away)?;
+    stream.write_all(body.as_bytes()).map_err(away)?;
+    for line in BufReader::new(stream).lines() {
+        let line = line.map_err(away)?;
+        // Heads and sizes of chunks begin otherwise.
+        if line.starts_with('{') && !take(&line) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn connect(address: &str) -> Result<(String, TcpStream)> {
+    let host = address
+        .strip_prefix("http://")
+        .unwrap_or(address)
+        .trim_end_matches('/')
+        .to_string();
+    let stream = TcpStream::connect(&host).map_err(|e| {
+        Error::unavailable(format!("no answer from {host}: {e}"))
+            .hint("is `millrace serve` running there? --http names another address")
+    })?;
+    Ok((host, stream))
+}
+
+fn head(method: &str, path: &str, host: &str, body: &str) -> String {
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n\
+         Accept: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    )
 }
 
 /// Reads a complete answer; `None` if it is cut off or not HTTP.

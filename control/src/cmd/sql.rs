@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::client;
 use crate::config::{SqlArgs, environment};
+use crate::session::Session;
 
 const EXIT_STATEMENT: u8 = 1;
 const EXIT_SERVER: u8 = 2;
@@ -107,6 +108,13 @@ fn interactive(address: &str) -> Result<bool> {
 /// Sends a script and prints its results; false when a statement failed.
 fn execute(address: &str, script: &str) -> Result<bool> {
     let body = serde_json::json!({ "sql": script }).to_string();
+    if Session::subscribe_of(script).is_some() {
+        // It has no end, so its lines are shown as they come.
+        client::post_for_lines(address, "/api/v1/sql", &body, |line| {
+            writeln!(std::io::stdout(), "{}", plain(line)).is_ok()
+        })?;
+        return Ok(true);
+    }
     let response = client::post_json(address, "/api/v1/sql", &body)?;
     let answer: Value = serde_json::from_slice(&response.body).map_err(|_| {
         Error::unavailable(format!(

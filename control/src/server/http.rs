@@ -62,8 +62,12 @@ pub fn router(service: Arc<Service>) -> Router {
 }
 
 async fn ready(State(service): Shared) -> Response {
-    match service.coordinator() {
-        Ok(_) => "ready\n".into_response(),
+    let trouble = |coordinator: crate::coordinator::Coordinator| match coordinator.trouble() {
+        Some(error) => Err(error),
+        None => Ok(()),
+    };
+    match service.coordinator().and_then(trouble) {
+        Ok(()) => "ready\n".into_response(),
         Err(error) => failure(&error, Door::Path),
     }
 }

@@ -119,6 +119,8 @@ pub struct Status {
     pub bytes_out: u64,
     pub state_rows: u64,
     pub state_bytes: u64,
+    /// State by operator: name, rows, bytes.
+    pub operators: Vec<(String, u64, u64)>,
     pub late_rows: u64,
     pub rejected_rows: u64,
     pub error_rows: u64,

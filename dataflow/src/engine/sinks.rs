@@ -22,7 +22,7 @@ use crate::checkpoint::{Message, PartSender};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ingest::{Signal, lock};
 use crate::plan::RelationId;
-use crate::sink::{Committable, Committer, Sink, Writer};
+use crate::sink::{Committable, Committer, Sink, Trouble, Writer};
 use crate::time::Tick;
 use crate::worker::command::WriterMessage;
 
@@ -148,12 +148,17 @@ async fn write(
     signal: Arc<Signal>,
     mut lower: Tick,
 ) {
+    let trouble = writer.trouble();
     while let Some(message) = messages.recv().await {
         match message {
             WriterMessage::Write { tick, delta } => {
                 let bytes = delta.bytes() as u64;
                 let mut patience = Patience::default();
-                while let Err(e) = writer.write(tick, &delta.batch, &delta.diffs).await {
+                loop {
+                    let written = writer.write(tick, &delta.batch, &delta.diffs);
+                    let Err(e) = watched(&status, &trouble, written).await else {
+                        break;
+                    };
                     patience.wait(&status, &e).await;
                 }
                 patience.over(&status);
@@ -170,7 +175,7 @@ async fn write(
             } => {
                 let mut patience = Patience::default();
                 let committables = loop {
-                    match writer.close(lower, upper).await {
+                    match watched(&status, &trouble, writer.close(lower, upper)).await {
                         Ok(committables) => break committables,
                         Err(e) => patience.wait(&status, &e).await,
                     }
@@ -187,6 +192,28 @@ async fn write(
                     .is_err()
                 {
                     return;
+                }
+            }
+        }
+    }
+}
+
+/// Shows what a writer waits for while it waits.
+async fn watched<T>(status: &SinkStatus, trouble: &Trouble, work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    let mut shown = false;
+    loop {
+        tokio::select! {
+            done = &mut work => {
+                if shown {
+                    lock(&status.trouble).take();
+                }
+                return done;
+            }
+            () = tokio::time::sleep(Duration::from_millis(500)) => {
+                if let Some(e) = trouble.get() {
+                    shown = true;
+                    *lock(&status.trouble) = Some(describe(&e));
                 }
             }
         }

@@ -31,6 +31,7 @@ use crate::ingest::{Signal, lock};
 use crate::plan::RelationId;
 use crate::remap::{self, RemapLog, Takeover};
 use crate::tick::TickInfo;
+use crate::time::Tick;
 use crate::worker;
 use crate::worker::command::{AddSource, Body, Command, Install, Progress, WorkerHandle};
 
@@ -60,6 +61,15 @@ async fn find(store: &CheckpointStore, meta: &dyn Meta, incarnation: u64) -> Res
         .map_or(1, |id| id + 1)
         // Never an id that a server which was taken over may still use.
         .max(incarnation << 32);
+    if latest.is_none() && incarnation == 1 && !ids.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            "the metadata is new, but there are checkpoints of an older server",
+        )
+        .hint(
+            "restore metadata.db (with metadata.db-wal) from a copy, or use another data directory",
+        ));
+    }
     let Some(newest) = latest else {
         return Ok(Found {
             manifest: None,
@@ -205,6 +215,7 @@ impl Engine {
         let shared = Arc::new(Shared::default());
         let (requests, request_receiver) = channel();
         let durable = remap.durable();
+        let log_trouble = remap.trouble();
         let collector = Collector {
             workers: config.workers,
             incarnation: config.incarnation,
@@ -235,6 +246,7 @@ impl Engine {
             requests,
             parts,
             durable,
+            log_trouble,
             items: Mutex::new(BTreeMap::new()),
             offers: Mutex::new(BTreeMap::new()),
             next_checkpoint: AtomicU64::new(found.next_id),
@@ -279,6 +291,8 @@ impl Engine {
         items: Vec<Item>,
     ) -> Result<Vec<Item>> {
         let mut later = Vec::new();
+        let base = found.manifest.as_ref().map_or(0, |m| m.tick);
+        let bound = bindings.last().map_or(base, |b| b.tick);
         for item in items {
             match (item, &found.manifest) {
                 (Item::Source(source), manifest) => {
@@ -307,8 +321,13 @@ impl Engine {
                         self.note_failed(sink.id, sink.name, "sink", e);
                         continue;
                     }
-                    self.restore_sink(&mut minter, Arc::new(sink), manifest)
-                        .await?;
+                    let (id, name) = (sink.id, sink.name.clone());
+                    if let Err(e) = self
+                        .restore_sink(&mut minter, Arc::new(sink), manifest, bound)
+                        .await
+                    {
+                        self.note_failed(id, name, "sink", e);
+                    }
                 }
                 (other, _) => later.push(other),
             }
@@ -420,6 +439,7 @@ impl Engine {
         minter: &mut Minter,
         item: Arc<SinkItem>,
         manifest: &CheckpointManifest,
+        bound: Tick,
     ) -> Result<()> {
         let columns = self.offer(item.from)?.schema.fields().len();
         let inputs = self.inputs(&BTreeMap::from([(item.from, (0..columns).collect())]))?;
@@ -435,6 +455,19 @@ impl Engine {
             self.sink_context(),
         )
         .await?;
+        if running.skip_below > bound + 1 {
+            // A commit waits until its ticks are durable in the log, so part of the log is gone. What
+            // is read again would get other ticks, and be written twice.
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                "the destination holds more of this sink than the remap log knows",
+            )
+            .detail(format!(
+                "committed up to tick {}, the log ends with {bound}",
+                running.skip_below
+            ))
+            .hint("restore engine/remap from a copy, or drop the sink and create it anew, into another table"));
+        }
         let progress = Arc::new(Progress::new(
             minter.workers.len(),
             1,
@@ -490,9 +523,9 @@ impl Engine {
                 match engine.checkpoint_now().await {
                     Ok(_) => {}
                     Err(e) if e.kind == ErrorKind::Conflict => {
-                        // Another server owns the data now; going on could only do harm.
-                        tracing::error!(error = %e, "this server was fenced and ends");
-                        std::process::exit(3);
+                        // Another server owns the data now. The service sees it in its lease and ends.
+                        tracing::error!(error = %e, "this server was fenced");
+                        return;
                     }
                     Err(e) => tracing::error!(error = %e, "no checkpoint could be taken"),
                 }

@@ -287,6 +287,8 @@ fn aggregate<'s>(
         state
             .restore(&restored.parts)
             .expect("checksums of the checkpoint were verified");
+        let counters = &build.install.progress.counters;
+        counters.set_state(worker, stage.0, "aggregate", state.rows(), state.bytes());
     }
     let logic = AggregateLogic {
         state,
@@ -326,7 +328,7 @@ impl Logic for AggregateLogic {
             let (rows, bytes) = (self.state.rows(), self.state.bytes());
             self.progress
                 .counters
-                .set_state(self.worker, self.stage, rows, bytes);
+                .set_state(self.worker, self.stage, "aggregate", rows, bytes);
         }
     }
     fn freeze(&mut self) -> Option<Vec<Part>> {
@@ -353,6 +355,8 @@ fn join<'s>(
         state
             .restore(&restored.parts)
             .expect("checksums of the checkpoint were verified");
+        let counters = &build.install.progress.counters;
+        counters.set_state(worker, stage.0, "join", state.rows(), state.bytes());
     }
     let logic = JoinLogic {
         state,
@@ -397,7 +401,7 @@ impl Logic for JoinLogic {
             let (rows, bytes) = (self.state.rows(), self.state.bytes());
             self.progress
                 .counters
-                .set_state(self.worker, self.stage, rows, bytes);
+                .set_state(self.worker, self.stage, "join", rows, bytes);
         }
     }
     fn freeze(&mut self) -> Option<Vec<Part>> {

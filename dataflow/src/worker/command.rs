@@ -141,8 +141,8 @@ pub struct Counters {
     pub late_rows: AtomicU64,
     pub error_rows: AtomicU64,
     pub rejected_rows: AtomicU64,
-    /// By worker, so that each sets its own.
-    pub state: std::sync::Mutex<BTreeMap<(usize, u32), (u64, u64)>>,
+    /// By worker, so that each sets its own, and by stage: operator, rows and bytes.
+    pub state: std::sync::Mutex<BTreeMap<(usize, u32), (&'static str, u64, u64)>>,
 }
 
 impl Counters {
@@ -153,13 +153,30 @@ impl Counters {
         counter.load(Ordering::Relaxed)
     }
     /// Rows and bytes of state of one stage of one worker.
-    pub fn set_state(&self, worker: usize, stage: u32, rows: u64, bytes: u64) {
-        crate::ingest::lock(&self.state).insert((worker, stage), (rows, bytes));
+    pub fn set_state(
+        &self,
+        worker: usize,
+        stage: u32,
+        operator: &'static str,
+        rows: u64,
+        bytes: u64,
+    ) {
+        crate::ingest::lock(&self.state).insert((worker, stage), (operator, rows, bytes));
+    }
+    /// Rows and bytes of state by operator, over all workers.
+    pub fn operators(&self) -> Vec<(String, u64, u64)> {
+        let mut stages = BTreeMap::<u32, (&'static str, u64, u64)>::new();
+        for ((_, stage), (operator, rows, bytes)) in crate::ingest::lock(&self.state).iter() {
+            let sum = stages.entry(*stage).or_insert((*operator, 0, 0));
+            (sum.1, sum.2) = (sum.1 + rows, sum.2 + bytes);
+        }
+        let named = |(stage, (operator, rows, bytes))| (format!("{operator}-{stage}"), rows, bytes);
+        stages.into_iter().map(named).collect()
     }
     /// Rows and bytes of state, over all workers and stages.
     pub fn state(&self) -> (u64, u64) {
         let state = crate::ingest::lock(&self.state);
-        state.values().fold((0, 0), |a, s| (a.0 + s.0, a.1 + s.1))
+        state.values().fold((0, 0), |a, s| (a.0 + s.1, a.1 + s.2))
     }
 }
 

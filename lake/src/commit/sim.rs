@@ -549,10 +549,18 @@ fn breaks(rules: Rules, with_set_back: bool, check_zombies: bool, how: &str) {
 
 #[test]
 fn no_schedule_loses_or_doubles_a_row() {
-    // `make sim-long` asks for more.
-    let seeds = std::env::var("MILLRACE_SIM_SEEDS").ok();
-    let seeds = seeds.and_then(|text| text.parse().ok()).unwrap_or(600);
-    for seed in 0..seeds {
+    schedules(0..600);
+}
+
+/// `make sim-long`.
+#[test]
+#[ignore = "takes minutes"]
+fn no_schedule_of_ten_thousand_loses_or_doubles_a_row() {
+    schedules(0..5_000);
+}
+
+fn schedules(seeds: std::ops::Range<u64>) {
+    for seed in seeds {
         for with_set_back in [false, true] {
             let violation = run(seed, Rules::ALL, with_set_back, true);
             assert_eq!(violation, None, "seed {seed}, set back {with_set_back}");

@@ -2,7 +2,8 @@
 //!
 //! Encoding is CPU work and goes to the blocking threads. While it runs the state is with it; a call
 //! that was dropped half-way therefore leaves a writer that refuses to go on instead of one that has
-//! forgotten rows.
+//! forgotten rows. A full disk is waited for in the middle of a write (see [`patient`]): the rows that
+//! are encoded already are nowhere else.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,7 +17,7 @@ use iceberg::spec::{FormatVersion, serialize_data_file_to_json};
 use millrace_dataflow::delta::Diffs;
 use millrace_dataflow::env::{self, failpoint};
 use millrace_dataflow::error::{Error, ErrorKind, Result};
-use millrace_dataflow::sink::{Committable, Writer};
+use millrace_dataflow::sink::{Committable, Trouble, Writer};
 use millrace_dataflow::time::Tick;
 use millrace_lake::storage;
 use parquet::arrow::{ArrowWriter, PARQUET_FIELD_ID_META_KEY};
@@ -26,6 +27,7 @@ use parquet::file::properties::WriterProperties;
 
 use super::layout::Layout;
 use super::metrics;
+use super::patient::{PatientFile, patient};
 
 /// A row group is ended at this size: it is what a reader takes at once, and what is held in memory.
 const ROW_GROUP_BYTES: usize = 32 << 20;
@@ -34,18 +36,24 @@ const ROW_GROUP_BYTES: usize = 32 << 20;
 pub(super) struct IcebergWriter {
     /// `None` while it is away encoding, or after it failed.
     files: Option<Files>,
+    trouble: Trouble,
 }
 
 impl IcebergWriter {
     pub(super) fn new(layout: Arc<Layout>, prefix: String, target_file_size: u64) -> Self {
+        let trouble = Trouble::default();
         let files = Files {
+            trouble: Trouble::clone(&trouble),
             layout,
             prefix,
             target_file_size,
             open: None,
             closed: vec![],
         };
-        Self { files: Some(files) }
+        Self {
+            files: Some(files),
+            trouble,
+        }
     }
 
     /// Does file work away from the asynchronous threads. After an error the writer is of no more use.
@@ -70,6 +78,10 @@ impl IcebergWriter {
 
 #[async_trait]
 impl Writer for IcebergWriter {
+    fn trouble(&self) -> Trouble {
+        Trouble::clone(&self.trouble)
+    }
+
     async fn write(&mut self, tick: Tick, batch: &RecordBatch, diffs: &Diffs) -> Result<()> {
         if batch.num_rows() == 0 {
             return Ok(());
@@ -101,6 +113,7 @@ struct ClosedFile {
 }
 
 struct Files {
+    trouble: Trouble,
     layout: Arc<Layout>,
     prefix: String,
     target_file_size: u64,
@@ -112,7 +125,7 @@ impl Files {
     fn write(&mut self, tick: Tick, batch: &RecordBatch, diffs: &Diffs) -> Result<()> {
         for rows in self.layout.arrange(tick, batch, diffs)? {
             if self.open.is_none() {
-                self.open = Some(OpenFile::create(&self.layout, &self.prefix)?);
+                self.open = Some(OpenFile::create(&self.layout, &self.prefix, &self.trouble)?);
             }
             let Some(open) = &mut self.open else { continue };
             open.write(&rows)?;
@@ -144,7 +157,7 @@ impl Files {
 
 struct OpenFile {
     /// `None` once closed.
-    writer: Option<ArrowWriter<File>>,
+    writer: Option<ArrowWriter<PatientFile>>,
     location: String,
     path: PathBuf,
     /// Per float column; readers need it to use bounds.
@@ -152,14 +165,15 @@ struct OpenFile {
 }
 
 impl OpenFile {
-    fn create(layout: &Layout, prefix: &str) -> Result<Self> {
+    fn create(layout: &Layout, prefix: &str, trouble: &Trouble) -> Result<Self> {
         let name = format!("{prefix}-{}.parquet", env::random_id());
         let location = format!("{}/{name}", layout.location);
         let path = storage::local_path(&location)?;
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)?;
+            patient(trouble, || std::fs::create_dir_all(parent))?;
         }
-        let file = File::create_new(&path)?;
+        let file = patient(trouble, || File::create_new(&path))?;
+        let file = PatientFile::new(file, Trouble::clone(trouble));
         let properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).map_err(encoding)?))
             .build();
@@ -209,7 +223,7 @@ impl OpenFile {
             if let Some(parent) = self.path.parent() {
                 storage::sync_directory(parent)?;
             }
-            let bytes = writer.inner().metadata()?.len();
+            let bytes = writer.inner().len()?;
             let nans = std::mem::take(&mut self.nans);
             let file = metrics::data_file(layout, self.location.clone(), bytes, &footer, nans)?;
             let rows = file.record_count();

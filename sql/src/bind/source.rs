@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::datatypes::{Field, FieldRef, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::common::{DFSchema, TableReference};
 use datafusion::logical_expr::execution_props::ExecutionProps;
@@ -39,7 +39,21 @@ pub(crate) fn bind(
 ) -> Result<SourceDef> {
     let facts = facts.unwrap_or_default();
     let text = match complete(&mut create, &facts)? {
-        true => write(&create),
+        true => {
+            // The text is stored and parsed again at every start.
+            if let Some(column) = create
+                .columns
+                .iter()
+                .find(|c| c.data_type.as_ref().is_some_and(DataType::is_nested))
+            {
+                return Err(Error::unsupported(format!(
+                    "column \"{}\" is nested, and a source cannot have such columns yet",
+                    column.name
+                ))
+                .hint("declare the columns of the source, without this one"));
+            }
+            write(&create)
+        }
         false => text,
     };
     let physical = physical_schema(&create);
@@ -411,7 +425,6 @@ pub(crate) fn physical_expr(expr: &Expr, schema: &DFSchema) -> Result<Arc<dyn Ph
 
 #[cfg(test)]
 mod tests {
-    use arrow::datatypes::DataType;
 
     use super::*;
     use crate::purify::Purified;

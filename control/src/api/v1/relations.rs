@@ -115,6 +115,7 @@ fn relation(
             "bytes_out": live.bytes_out,
             "state_rows": live.state_rows,
             "state_bytes": live.state_bytes,
+            "operators": live.operators.iter().map(|(name, rows, bytes)| json!({"operator": name, "rows": rows, "bytes": bytes})).collect::<Vec<_>>(),
             "late_rows": live.late_rows,
             "rejected_rows": live.rejected_rows,
             "error_rows": live.error_rows,

@@ -1,5 +1,0 @@
--- What statements have set for the server as a whole.
-CREATE TABLE millrace_settings (
-  name TEXT PRIMARY KEY,
-  value TEXT NOT NULL
-);
