@@ -214,7 +214,13 @@ impl Server {
     /// SIGSTOP to the running server, another one takes over its data, and the first one wakes again:
     /// it must find itself fenced and end.
     pub fn outlive_by_another(&mut self, asleep: Duration) {
-        let child = self.child_pid();
+        // A service that is only being started would take over in its turn.
+        let child = wait::until("a service that is ready", START, || {
+            match (self.get("/readyz").status, self.child_pid()) {
+                (200, Some(pid)) => Ok(Some(pid)),
+                other => Err(format!("{other:?}")),
+            }
+        });
         let mut old = self.process.take().expect("the server is running");
         let pids = [Some(old.id() as i32), child];
         let all = |what| pids.iter().flatten().for_each(|pid| signal(*pid, what));
