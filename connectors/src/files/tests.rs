@@ -138,7 +138,10 @@ fn what_was_read_must_still_be_there() {
         reader.poll(None, Duration::ZERO).unwrap_err().kind,
         ErrorKind::NotFound
     );
-    let error = self::source(&[("path", path), ("format", "json")], &[ID]).unwrap_err();
+    // A server starts without them; it is a source that is created that needs them.
+    let source = self::source(&[("path", path), ("format", "json")], &[ID]).unwrap();
+    assert!(source.open(&Offsets::default(), &[0]).is_err());
+    let error = source.validate().unwrap_err();
     assert_eq!((error.kind, error.code), (ErrorKind::NotFound, "58P01"));
 }
 
@@ -287,7 +290,10 @@ fn a_line_without_an_end_is_one_record() {
 
 #[test]
 fn wrong_options_say_what_is_right() {
-    let wrong = |options: &[(&str, &str)]| source(options, &[ID]).unwrap_err();
+    let wrong = |options: &[(&str, &str)]| {
+        let checked = source(options, &[ID]).and_then(|source| source.validate());
+        checked.unwrap_err()
+    };
     let error = wrong(&[("path", "/nowhere/at/all"), ("format", "json")]);
     assert_eq!(
         (error.kind, error.message.as_str()),
