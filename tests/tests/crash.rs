@@ -30,8 +30,6 @@ const FLAGS: &[&str] = &[
 const BASE_MS: u64 = 1_704_067_200_000;
 const WINDOW_MS: u64 = 10_000;
 const KEYS: u64 = 37;
-/// How long sending all records takes while the server is hurt: each kill finds rows on their way.
-const FLOW: Duration = Duration::from_secs(60);
 
 /// Record `id`: pure, so that what must come out can be computed without the system.
 fn record(id: u64) -> (u64, u64, u64) {
@@ -52,7 +50,8 @@ struct Feed {
 }
 
 impl Feed {
-    fn start(topic: Topic, total: u64) -> Self {
+    /// Sending all records takes `flow` while the server is hurt: each kill finds rows on their way.
+    fn start(topic: Topic, total: u64, flow: Duration) -> Self {
         let sent = Arc::new(AtomicU64::new(0));
         let hurry = Arc::new(AtomicBool::new(false));
         let (counter, fast) = (Arc::clone(&sent), Arc::clone(&hurry));
@@ -66,7 +65,7 @@ impl Feed {
                 );
                 writer.send(&topic, (id % 2) as i32, text.as_bytes());
                 counter.store(id + 1, Ordering::Relaxed);
-                let due = FLOW.mul_f64(id as f64 / total as f64);
+                let due = flow.mul_f64(id as f64 / total as f64);
                 if id % 500 == 0 && !fast.load(Ordering::Relaxed) {
                     // Keeps the pace; nothing waits for this.
                     std::thread::sleep(due.saturating_sub(started.elapsed()));
@@ -237,7 +236,8 @@ fn kafka_to_iceberg_exactly_once_through_kills() {
     let topic = Topic::create(&broker, "crash", 2);
     let mut server = Server::start(FLAGS);
     create(&server, &topic);
-    let feed = Feed::start(topic, total);
+    let flow = Duration::from_secs(50 + kills + 2 * zombies);
+    let feed = Feed::start(topic, total, flow);
 
     // Kills at random points of the stream, while more rows are on their way.
     let mut points: Vec<u64> = (0..kills)
