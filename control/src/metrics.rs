@@ -238,6 +238,12 @@ fn engine(registry: &Registry, stats: EngineStats, workers: usize) -> Result<()>
     )?;
     gauge(
         registry,
+        "millrace_checkpoint_tick",
+        "Tick of the last checkpoint; a restart replays what lies above",
+        stats.checkpoint_tick as f64,
+    )?;
+    gauge(
+        registry,
         "millrace_checkpoint_bytes",
         "Size of the last checkpoint",
         stats.checkpoint_bytes as f64,

@@ -402,6 +402,9 @@ impl Engine {
         stats
             .checkpoint_bytes
             .store(finished.bytes, Ordering::Relaxed);
+        stats
+            .checkpoint_tick
+            .store(finished.tick, Ordering::Relaxed);
         self.inner
             .last_checkpoint_tick
             .store(finished.tick, Ordering::Relaxed);

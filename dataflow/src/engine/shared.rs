@@ -49,6 +49,7 @@ pub struct Stats {
     pub checkpoints: AtomicU64,
     pub checkpoint_ms: AtomicU64,
     pub checkpoint_bytes: AtomicU64,
+    pub checkpoint_tick: AtomicU64,
     pub commits: AtomicU64,
     pub commit_ms: AtomicU64,
 }
@@ -63,6 +64,8 @@ pub struct EngineStats {
     pub checkpoint_ms: u64,
     /// Size of the last checkpoint.
     pub checkpoint_bytes: u64,
+    /// Tick of the last checkpoint: a restart replays what lies above.
+    pub checkpoint_tick: u64,
     pub commits: u64,
     pub commit_ms: u64,
 }
@@ -90,6 +93,7 @@ impl Shared {
             checkpoints: get(&s.checkpoints),
             checkpoint_ms: get(&s.checkpoint_ms),
             checkpoint_bytes: get(&s.checkpoint_bytes),
+            checkpoint_tick: get(&s.checkpoint_tick),
             commits: get(&s.commits),
             commit_ms: get(&s.commit_ms),
         }

@@ -44,6 +44,8 @@ pub struct RunningSink {
     pub writers: Vec<UnboundedSender<WriterMessage>>,
     /// What the destination already holds.
     pub skip_below: Tick,
+    /// Files of a checkpoint that wait for their commit lie below this tick.
+    pub pending_below: Tick,
     pub status: Arc<SinkStatus>,
     /// Set once the sink is part of a checkpoint.
     pub confirmed: watch::Sender<bool>,
@@ -94,6 +96,7 @@ pub async fn start(
         .into_iter()
         .filter(|c| c.upper > committed)
         .collect();
+    let pending_below = pending.iter().map(|c| c.upper).max().unwrap_or(0);
     let status = Arc::new(SinkStatus::default());
     status.committed.store(committed, Ordering::Relaxed);
     status.rows.store(state.rows, Ordering::Relaxed);
@@ -134,6 +137,7 @@ pub async fn start(
     Ok(RunningSink {
         writers,
         skip_below: committed,
+        pending_below,
         status,
         confirmed,
     })

@@ -473,6 +473,10 @@ impl Engine {
             1,
             Arc::clone(&self.inner.signal),
         ));
+        progress
+            .counters
+            .last_rows
+            .store(running.pending_below, Ordering::Relaxed);
         let install = Arc::new(Install {
             id: item.id,
             name: item.name.clone(),

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::shared::Status;
+use super::sinks::SinkStatus;
 use super::{Engine, Running};
 use crate::ingest::lock;
 use crate::plan::RelationId;
@@ -59,7 +60,7 @@ impl Engine {
                         last_error: trouble,
                         rows_out: get(&status.rows),
                         bytes_out: get(&status.bytes),
-                        committed: Some(get(&status.committed)).filter(|t| *t > 0),
+                        committed: held(progress, status, *confirmed.borrow()),
                         ..flow_status(*id, &item.name, "sink", progress, last)
                     }
                 }
@@ -114,6 +115,19 @@ impl Engine {
             committed: None,
         }
     }
+}
+
+/// The destination of a sink holds everything below this tick. Ticks without rows end no epoch, so when
+/// all rows that were written are committed, it is as far as the sink has come.
+fn held(progress: &Progress, status: &SinkStatus, confirmed: bool) -> Option<Tick> {
+    // In this order: the rows of every tick below `next` are counted.
+    let next = progress.next();
+    let last_rows = get(&progress.counters.last_rows);
+    let committed = get(&status.committed);
+    if confirmed && committed >= last_rows {
+        return Some(committed.max(next));
+    }
+    Some(committed).filter(|tick| *tick > 0)
 }
 
 fn flow_status(

@@ -35,6 +35,9 @@ impl Logic for SinkLogic {
             if tick < self.skip_below {
                 continue;
             }
+            // Before this tick is said to be applied: see how `committed` is shown.
+            let counters = &self.progress.counters;
+            counters.last_rows.fetch_max(tick + 1, Ordering::Relaxed);
             let bytes = delta.bytes();
             self.queued_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
             // The task lives until its sender is dropped with this dataflow.

@@ -141,6 +141,8 @@ pub struct Counters {
     pub late_rows: AtomicU64,
     pub error_rows: AtomicU64,
     pub rejected_rows: AtomicU64,
+    /// Of a sink: one past the last tick whose rows went to a writer.
+    pub last_rows: AtomicU64,
     /// By worker, so that each sets its own, and by stage: operator, rows and bytes.
     pub state: std::sync::Mutex<BTreeMap<(usize, u32), (&'static str, u64, u64)>>,
 }
