@@ -113,7 +113,7 @@ async fn one(args: &Args, name: &str, sql: &str) -> Result<()> {
         .await?;
     let bid_id = bid.id;
     let view = planner.view(name, sql).await?;
-    let view_id = view.id;
+    let (view_id, columns) = (view.id, view.plan.schema().fields().len());
     let watch = Stopwatch::start();
     engine.create(Item::Source(bid)).await?;
     engine.create(Item::View(view)).await?;
@@ -121,6 +121,7 @@ async fn one(args: &Args, name: &str, sql: &str) -> Result<()> {
         id: RelationId(1000),
         name: "out".into(),
         from: view_id,
+        columns,
         sink: BlackholeSink::new(),
         commit_interval: None,
     };

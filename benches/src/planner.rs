@@ -110,6 +110,7 @@ impl Planner {
         let (id, errors, late) = (self.id(), self.id(), self.id());
         Ok(ViewItem {
             id,
+            dataflow: id,
             name: name.to_string(),
             plan: lowered.plan,
             errors,

@@ -8,11 +8,14 @@
 //! * Statements are kept as text; the columns beside it are what cannot be derived from it (ids) or
 //!   what tells whether deriving it again still gives the same plan (fingerprint).
 
+use std::collections::BTreeMap;
+
 use millrace_dataflow::error::{Error, Result};
 use millrace_dataflow::plan::RelationId;
 
 mod meta;
 pub mod migrations;
+mod replacements;
 mod sqlite;
 
 pub use sqlite::SqliteCatalog;
@@ -74,6 +77,33 @@ pub struct Object {
     /// Of the lowered plan; a different one after a restart means that stored state does not fit.
     pub fingerprint: String,
     pub created_ms: u64,
+    /// What computes a materialized view: another id than its own once it was replaced.
+    pub dataflow: RelationId,
+    /// Views it reads that were replaced since it was made, as it knew them.
+    pub seen: BTreeMap<String, Seen>,
+}
+
+/// A view as its readers know it. A replacement keeps these columns; the readers are planned again from
+/// their text, and must find what they were made for.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Seen {
+    /// The first ones of those there are.
+    pub columns: usize,
+    pub append_only: bool,
+    pub event_time: Vec<Option<i64>>,
+}
+
+/// A new definition of a materialized view that is being prepared. It counts as soon as a checkpoint
+/// holds its dataflow and no longer the old one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replacement {
+    pub object: RelationId,
+    pub dataflow: RelationId,
+    pub text: String,
+    pub depends_on: Vec<String>,
+    pub fingerprint: String,
+    /// The view before, for its readers.
+    pub before: Seen,
 }
 
 impl Object {

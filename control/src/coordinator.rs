@@ -4,8 +4,8 @@
 //!
 //! * Statements that change something run one at a time, under the writer's lock; reads take the
 //!   current [`World`], an immutable picture, and wait for nobody.
-//! * A change that has begun runs to its end even if the client that asked for it goes away. A read
-//!   ends with its client.
+//! * A change that has begun runs to its end even if the client that asked for it goes away, unless
+//!   another statement calls off what it reads. A read ends with its client.
 //! * Planning runs on the threads of queries: a panic there is an error of that statement. What
 //!   talks to the engine runs on the service's own threads, where a panic ends the process.
 //!
@@ -15,11 +15,13 @@
 //!                                        (prepare.rs)       (create.rs, drop.rs)
 //! ```
 
+mod backfill;
 mod create;
 mod drop;
 mod explain;
 mod facts;
 mod prepare;
+mod replace;
 mod restore;
 mod select;
 pub mod show;
@@ -101,6 +103,10 @@ impl Coordinator {
             return Ok(answer);
         }
         let changes = creates.is_some() || matches!(parsed.statement, Statement::Drop(_));
+        let gone = match &parsed.statement {
+            Statement::Drop(drop) => self.cancel_for_drop(&self.world(), drop),
+            _ => Vec::new(),
+        };
         let purified = purify(parsed, &self.0.outside).await?;
         // Held from binding to the end of the change, so that what was bound still is.
         let lock = match changes {
@@ -121,6 +127,7 @@ impl Coordinator {
             Bound::Describe(def) => show::describe(def),
             Bound::Explain(def) => explain::explain(def, &self.0.policy),
             Bound::SetWorkers(workers) => self.set_workers(workers).await,
+            Bound::CancelBackfill(name) => self.cancel_backfill(&name).await,
             Bound::Subscribe(_) => Err(Error::unsupported(
                 "SUBSCRIBE answers without end, so it cannot stand among other statements",
             )
@@ -128,7 +135,7 @@ impl Coordinator {
             change => {
                 let lock =
                     lock.ok_or_else(|| Error::internal("a change without the writer's lock"))?;
-                self.change(change, lake, &world, lock).await
+                self.change(change, lake, &world, gone, lock).await
             }
         }
     }
@@ -138,6 +145,7 @@ impl Coordinator {
         bound: Bound,
         lake: prepare::LakeSchemas,
         world: &Arc<World>,
+        gone: Vec<String>,
         lock: tokio::sync::OwnedMutexGuard<()>,
     ) -> Result<Answer> {
         let me = self.clone();
@@ -146,12 +154,18 @@ impl Coordinator {
             Bound::Drop(statement) => self
                 .0
                 .service
-                .spawn(async move { (lock, me.drop_objects(&world, statement).await).1 }),
+                .spawn(async move { (lock, me.drop_objects(&world, statement, &gone).await).1 }),
             bound => {
                 let draft = prepare::draft(bound, lake, &self.0.policy)?;
-                self.0
-                    .service
-                    .spawn(async move { (lock, me.create(&world, draft).await).1 })
+                // Only a statement that may replace comes here with a name that is taken.
+                let exists = world.entries.contains_key(&draft.name);
+                self.0.service.spawn(async move {
+                    let changed = match exists {
+                        true => me.replace(&world, draft).await,
+                        false => me.create(&world, draft).await,
+                    };
+                    (lock, changed).1
+                })
             }
         };
         work.await
@@ -191,7 +205,11 @@ impl Coordinator {
         let picture = world.picture_with(&purified.lake);
         match bind(purified, &picture, &[]).map_err(|e| world.explain_missing(e))? {
             Bound::Subscribe(def) => {
-                let subscription = self.0.engine.subscribe(def.relation).await?;
+                let subscription = self
+                    .0
+                    .engine
+                    .subscribe(def.relation, Arc::clone(&def.schema))
+                    .await?;
                 Ok((def.schema, subscription))
             }
             _ => Err(Error::internal("not a SUBSCRIBE")),

@@ -107,6 +107,21 @@ const GAUGES: &[(&str, &str, Pick<Option<u64>>)] = &[
         "Tick below which the destination holds everything",
         |s| s.committed,
     ),
+    (
+        "millrace_backfill_done",
+        "Offsets and rows of history that were read",
+        |s| s.backfill.as_ref().map(|b| b.done),
+    ),
+    (
+        "millrace_backfill_total",
+        "Offsets and rows of history that are to be read",
+        |s| s.backfill.as_ref().map(|b| b.total),
+    ),
+    (
+        "millrace_backfill_rows_per_second",
+        "Rows of history read, by second",
+        |s| s.backfill.as_ref().map(|b| b.rows_per_s),
+    ),
 ];
 
 fn relations(registry: &Registry, status: &[Status]) -> Result<()> {
@@ -346,6 +361,7 @@ mod tests {
             last_error: None,
             offsets: std::collections::BTreeMap::new(),
             committed: None,
+            backfill: None,
         };
         relations(&registry, &[status]).expect("registered");
         let mut out = Vec::new();

@@ -20,7 +20,7 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use futures::StreamExt;
-use millrace_dataflow::error::{Error, Result};
+use millrace_dataflow::error::{Error, ErrorKind, Result};
 use millrace_dataflow::kernel::nullable;
 use millrace_sql::execution_error;
 use tokio::task::JoinHandle;
@@ -155,7 +155,20 @@ pub fn memory_table(
 
 /// The same columns under the schema that planning knows (metadata may differ).
 fn with_schema(schema: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch> {
+    // A view that was replaced since the statement was planned may have got more columns, or others.
+    let columns = schema.fields().len();
+    let known = batch.num_columns() >= columns
+        && (schema.fields().iter().zip(batch.schema_ref().fields()))
+            .all(|(known, is)| known.name() == is.name() && known.data_type() == is.data_type());
+    if !known {
+        return Err(Error::new(
+            ErrorKind::Conflict,
+            "the columns of a relation have changed while the statement was run",
+        )
+        .hint("run the statement again"));
+    }
     let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-    RecordBatch::try_new_with_options(Arc::clone(schema), batch.columns().to_vec(), &options)
+    let arrays = batch.columns()[..columns].to_vec();
+    RecordBatch::try_new_with_options(Arc::clone(schema), arrays, &options)
         .map_err(|e| Error::internal(format!("contents do not fit their schema: {e}")))
 }

@@ -8,11 +8,14 @@
 //!   contains it; before that nothing of it is shown and no sink of it commits.
 //! * [`Engine::read`] gives the contents of several relations at one tick, which is durable.
 
+pub mod backfill;
 mod hydrate;
+mod install;
 pub mod minter;
+mod replace;
 pub mod shared;
 pub mod sinks;
-mod start;
+pub mod start;
 mod status;
 pub mod subscribe;
 
@@ -36,6 +39,7 @@ use crate::sink::Sink;
 use crate::source::Source;
 use crate::time::Tick;
 use crate::worker::command::{Command, InputInfo, Progress};
+use backfill::Backfill;
 use minter::Request;
 use shared::{EngineStats, Shared};
 use sinks::SinkStatus;
@@ -100,6 +104,8 @@ pub struct SourceItem {
 #[derive(Debug, Clone)]
 pub struct ViewItem {
     pub id: RelationId,
+    /// What computes it: an id of its own since the view was replaced, before that the same.
+    pub dataflow: RelationId,
     pub name: String,
     pub plan: Plan,
     pub errors: RelationId,
@@ -111,6 +117,8 @@ pub struct SinkItem {
     pub id: RelationId,
     pub name: String,
     pub from: RelationId,
+    /// The first columns of the relation; it may have got more since the sink was created.
+    pub columns: usize,
     pub sink: Arc<dyn Sink>,
     pub commit_interval: Option<Duration>,
 }
@@ -184,6 +192,8 @@ struct Inner {
     /// Why the remap log cannot be written at the moment.
     log_trouble: watch::Receiver<Option<String>>,
     items: Mutex<BTreeMap<RelationId, Running>>,
+    /// What reads history, by relation.
+    backfills: Mutex<BTreeMap<RelationId, Arc<Backfill>>>,
     /// What a relation offers to those that read it.
     offers: Mutex<BTreeMap<RelationId, InputInfo>>,
     next_checkpoint: AtomicU64,
@@ -236,8 +246,8 @@ impl Engine {
                     self.add_source(Arc::new(item))?;
                     return Ok(());
                 }
-                Item::View(item) => self.start_view(Arc::new(item)).await?,
-                Item::Sink(item) => self.start_sink(Arc::new(item)).await?,
+                Item::View(item) => self.start_view(Arc::new(item), true).await?,
+                Item::Sink(item) => self.start_sink(Arc::new(item), true).await?,
             }
         };
         hydrated
@@ -247,25 +257,32 @@ impl Engine {
 
     /// Removes items; the caller has made sure that nothing else reads them.
     pub async fn drop_items(&self, ids: &[RelationId]) -> Result<()> {
+        let mut dataflows = Vec::new();
         {
             let mut items = lock(&self.inner.items);
             let mut offers = lock(&self.inner.offers);
             for id in ids {
+                if let Some(backfill) = lock(&self.inner.backfills).remove(id) {
+                    backfill.cancel();
+                }
+                let mut dataflow = *id;
                 match items.remove(id) {
                     Some(Running::Source { item }) => {
                         offers.remove(&item.rejected);
                         lock(&self.inner.shared.sources).remove(id);
                     }
                     Some(Running::View { item, .. }) => {
+                        dataflow = item.dataflow;
                         offers.remove(&item.errors);
                         offers.remove(&item.late);
                     }
                     Some(Running::Sink { .. } | Running::Failed { .. }) | None => {}
                 }
                 offers.remove(id);
+                dataflows.push(dataflow);
             }
         }
-        self.ask(Request::Drop(ids.into()))
+        self.ask(Request::Drop(dataflows.into()))
     }
 
     /// The contents of relations (views, `$errors`, `$late`, `$rejected`) at one tick.
@@ -370,9 +387,14 @@ impl Engine {
             biased;
             reached = durable.wait_for(|t| *t >= tick) => reached
                 .map(|_| ())
-                .map_err(|_| Error::unavailable("the remap log has stopped")),
-            Ok(why) = trouble.wait_for(Option::is_some) => Err(log_error(why.as_deref())),
+                .map_err(|_| Error::unavailable("the remap log has stopped"))?,
+            Ok(why) = trouble.wait_for(Option::is_some) => return Err(log_error(why.as_deref())),
         }
+        let mut held = self.inner.shared.held_from.subscribe();
+        held.wait_for(|from| from.is_none_or(|from| tick < from))
+            .await
+            .map(|_| ())
+            .map_err(|_| Error::unavailable("the engine has stopped"))
     }
 
     /// What keeps the engine from making progress, if anything does.
@@ -388,9 +410,18 @@ impl Engine {
 
     async fn checkpoint_now(&self) -> Result<Finished> {
         let _one = self.inner.checkpointing.lock().await;
+        self.checkpoint_by(|id, done| Request::Checkpoint { id, done })
+            .await
+    }
+
+    /// Takes the checkpoint that a request begins. Runs under the lock `checkpointing`.
+    async fn checkpoint_by(
+        &self,
+        request: impl FnOnce(u64, oneshot::Sender<Result<Finished>>) -> Request,
+    ) -> Result<Finished> {
         let id = self.inner.next_checkpoint.fetch_add(1, Ordering::Relaxed);
         let (done, finished) = oneshot::channel();
-        self.ask(Request::Checkpoint { id, done })?;
+        self.ask(request(id, done))?;
         let finished = finished
             .await
             .map_err(|_| Error::unavailable("the engine has stopped"))??;

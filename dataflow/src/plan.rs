@@ -3,6 +3,7 @@
 //! Nodes stand in topological order: inputs have smaller indices. Expressions are DataFusion
 //! physical expressions over the columns of the node's input, already in checked arithmetic.
 
+mod changes;
 mod share;
 
 use std::fmt;

@@ -156,7 +156,13 @@ pub fn install(
             inputs.insert(relation, (stream, columns.into_iter().collect::<Vec<_>>()));
         }
         let served = match &install.body {
-            Body::View { plan, errors, late } => view(&mut build, plan, *errors, *late, &inputs),
+            Body::View {
+                relation,
+                plan,
+                errors,
+                late,
+                ..
+            } => view(&mut build, plan, [*relation, *errors, *late], &inputs),
             Body::Sink { .. } => {
                 sink::render(&mut build, &inputs);
                 Vec::new()
@@ -203,8 +209,7 @@ pub type Inputs<'s> = BTreeMap<RelationId, (Stream<'s, Tick, Delta>, Vec<usize>)
 fn view<'s>(
     build: &mut Build<'_, 's>,
     plan: &Plan,
-    errors: RelationId,
-    late: RelationId,
+    [relation, errors, late]: [RelationId; 3],
     inputs: &Inputs<'s>,
 ) -> Vec<(RelationId, SharedServed)> {
     let folded = nodes::folded_windows(plan);
@@ -248,12 +253,7 @@ fn view<'s>(
     let mut late_streams = std::mem::take(&mut build.late);
     late_streams.push(silent);
     let ends = [
-        (
-            build.install.id,
-            root,
-            Arc::clone(plan.schema()),
-            plan.append_only,
-        ),
+        (relation, root, Arc::clone(plan.schema()), plan.append_only),
         (
             errors,
             build.scope.concatenate(error_streams),
@@ -299,6 +299,9 @@ fn serve<'s>(
     let mut served = Served::new(&schema, append_only, build.share());
     let id = StageId(nodes + u32::try_from(port).expect("three ports"));
     served.restore(build.restored_stage(id));
+    if matches!(build.install.body, Body::View { hidden: true, .. }) {
+        served.hide();
+    }
     let (rows, bytes) = served.size();
     if rows > 0 {
         let counters = &build.install.progress.counters;

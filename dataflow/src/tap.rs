@@ -25,6 +25,8 @@ use crate::time::Tick;
 pub enum Item {
     /// Changes at a tick.
     Data(Tick, Delta),
+    /// All changes of a tick: what turns the contents of an old plan into those of the new one.
+    Difference(Tick, Vec<Delta>),
     /// Nothing below this tick follows.
     Upto(Tick),
     /// Contents as of the attach tick, to be fed in private ticks.
@@ -118,6 +120,20 @@ impl Tap {
                     .push_back(Item::Data(tick, delta.clone()));
             }
         }
+    }
+    /// The changes of the tick at which a new plan takes the place of the old one.
+    pub fn publish_difference(&mut self, tick: Tick, changes: &[Delta]) {
+        for (from, queue) in &self.subscribers {
+            if tick >= *from {
+                let item = Item::Difference(tick, changes.to_vec());
+                queue.borrow_mut().live.push_back(item);
+            }
+        }
+    }
+    /// Takes the subscribers of another tap along.
+    pub fn adopt(&mut self, other: Self) {
+        self.subscribers.extend(other.subscribers);
+        self.waiting.extend(other.waiting);
     }
     /// All changes below `next` were published.
     pub fn complete(&mut self, next: Tick) {

@@ -34,6 +34,8 @@ pub struct TickInfo {
 pub struct Marks {
     /// Freeze state for this checkpoint.
     pub checkpoint: Option<u64>,
+    /// Dataflows that still read history: the checkpoint does not wait for them and has nothing of them.
+    pub unlevel: Vec<RelationId>,
     /// Hand out frozen contents.
     pub reads: Vec<ReadMark>,
     /// Sinks whose epoch ends with this tick.

@@ -21,11 +21,11 @@ use crate::delta::Delta;
 use crate::key::Share;
 use crate::plan::RelationId;
 use crate::render::{self, Installed};
-use crate::served::{Served, SharedServed};
+use crate::served::{Served, SharedServed, succeed};
 use crate::tap::{Item, SharedQueue};
 use crate::tick::{SharedTickLog, TickInfo, TickLog};
 use crate::time::Tick;
-use command::{AddSource, Attach, Command, Install};
+use command::{AddSource, Attach, Body, Command, Install};
 
 /// Under which a source's rejected records stand in a checkpoint.
 const REJECTED: StageId = StageId(0);
@@ -133,6 +133,7 @@ impl Worker<'_> {
                 rows,
                 rejected,
             } => self.tick(&info, rows, rejected),
+            Command::Replace { old, new, at } => self.replace(old, new, at),
             Command::Drop(ids) => self.drop_relations(&ids),
             Command::Stop => {}
         }
@@ -173,10 +174,23 @@ impl Worker<'_> {
             Rc::clone(&attach),
             self.parts.clone(),
         );
-        for (relation, served) in &installed.served {
-            self.served.insert(*relation, Rc::clone(served));
+        if !matches!(install.body, Body::View { hidden: true, .. }) {
+            for (relation, served) in &installed.served {
+                self.served.insert(*relation, Rc::clone(served));
+            }
         }
         self.dataflows.insert(install.id, installed);
+    }
+
+    fn replace(&mut self, old: RelationId, new: RelationId, at: Tick) {
+        let (Some(old), Some(new)) = (self.dataflows.get(&old), self.dataflows.get(&new)) else {
+            return;
+        };
+        // Both have the same relations in the same order.
+        for ((_, old), (relation, new)) in old.served.iter().zip(&new.served) {
+            succeed(old, new, at);
+            self.served.insert(*relation, Rc::clone(new));
+        }
     }
 
     fn attach(&mut self, attach: &Attach) {
@@ -242,9 +256,9 @@ impl Worker<'_> {
         if let Some(checkpoint) = info.marks.checkpoint {
             let stages: usize = self
                 .dataflows
-                .values()
-                .filter(|d| d.attach.get() <= tick)
-                .map(|d| d.stateful)
+                .iter()
+                .filter(|(id, d)| d.attach.get() <= tick && !info.marks.unlevel.contains(id))
+                .map(|(_, d)| d.stateful)
                 .sum();
             self.parts.expect(
                 checkpoint,
@@ -260,7 +274,11 @@ impl Worker<'_> {
                 installed.close();
                 for (relation, served) in &installed.served {
                     served.borrow_mut().close();
-                    self.served.remove(relation);
+                    // It may be that of a plan that has taken the place of this one.
+                    let shown = self.served.get(relation);
+                    if shown.is_some_and(|shown| Rc::ptr_eq(shown, served)) {
+                        self.served.remove(relation);
+                    }
                 }
             }
             if let Some(rejected) = self.rejected.remove(id) {

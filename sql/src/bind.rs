@@ -55,6 +55,7 @@ pub enum Bound {
     Explain(ExplainDef),
     /// `ALTER DATA PLANE … SET WORKERS n`.
     SetWorkers(usize),
+    CancelBackfill(String),
     Subscribe(SubscribeDef),
     Query(BoundQuery),
 }
@@ -102,6 +103,7 @@ pub struct MaterializedViewDef {
     pub name: String,
     pub lake: Option<LakeName>,
     pub if_not_exists: bool,
+    pub or_replace: bool,
     pub on_error: OnError,
     pub allowed_lateness_us: i64,
     pub emit: Emit,
@@ -240,6 +242,7 @@ fn bind_statement(
         Statement::ShowCreate { kind, name } => Bound::ShowCreate { kind, name },
         Statement::Describe { name } => Bound::Describe(describe(&context, name)?),
         Statement::SetWorkers(workers) => Bound::SetWorkers(workers),
+        Statement::CancelBackfill { name } => Bound::CancelBackfill(name),
         Statement::Subscribe { name } => Bound::Subscribe(subscribe(&context, name)?),
         Statement::Explain(explain) => {
             let query = match explain.target {

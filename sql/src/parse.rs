@@ -76,6 +76,10 @@ pub enum Statement {
     Explain(Explain),
     /// `ALTER DATA PLANE [name] SET WORKERS n`.
     SetWorkers(usize),
+    /// `CANCEL BACKFILL name`.
+    CancelBackfill {
+        name: String,
+    },
     /// `SUBSCRIBE [TO] name`: contents, then changes.
     Subscribe {
         name: String,
@@ -151,6 +155,8 @@ pub struct CreateMaterializedView {
     pub name: String,
     pub lake: Option<LakeName>,
     pub if_not_exists: bool,
+    /// `OR REPLACE`: takes the place of a view of that name.
+    pub or_replace: bool,
     pub options: Options,
     pub query: Box<ast::Query>,
     pub emit: Option<EmitClause>,
@@ -190,6 +196,7 @@ pub enum Show {
     Sinks,
     Tables,
     Jobs,
+    Backfills,
     All,
 }
 
@@ -311,6 +318,7 @@ const FOREIGN: &[&str] = &[
 ];
 const LEADING: &[&str] = &[
     "alter",
+    "cancel",
     "create",
     "drop",
     "show",
@@ -324,7 +332,6 @@ const LEADING: &[&str] = &[
 const CREATABLE: &[&str] = &["source", "view", "materialized", "sink"];
 const FOREIGN_OBJECTS: &[&str] = &[
     "table",
-    "or",
     "index",
     "schema",
     "database",
@@ -371,6 +378,12 @@ fn leading(cursor: &mut Cursor<'_>, emit: Option<EmitClause>) -> Result<Statemen
     match word.as_str() {
         "create" => create(cursor, emit),
         "alter" => alter::alter(cursor),
+        "cancel" => {
+            cursor.expect_words(&["cancel", "backfill"])?;
+            Ok(Statement::CancelBackfill {
+                name: cursor.relation()?,
+            })
+        }
         "drop" => show::drop(cursor).map(Statement::Drop),
         "show" => show::show(cursor),
         "describe" | "desc" => {
@@ -412,13 +425,25 @@ fn leading(cursor: &mut Cursor<'_>, emit: Option<EmitClause>) -> Result<Statemen
 
 pub(crate) fn create(cursor: &mut Cursor<'_>, emit: Option<EmitClause>) -> Result<Statement> {
     cursor.advance();
+    let or_replace = cursor.take_words(&["or", "replace"]);
     let word = cursor.peek_word().unwrap_or_default();
     match word.as_str() {
+        other if or_replace && other != "materialized" => {
+            let error = match CREATABLE.contains(&other) {
+                true => Error::unsupported(format!(
+                    "CREATE OR REPLACE {} is not supported",
+                    other.to_uppercase()
+                )),
+                false => cursor.unexpected("MATERIALIZED VIEW"),
+            };
+            Err(error.position(cursor.position()).hint(
+                "what can be replaced: MATERIALIZED VIEW; others are dropped and created again",
+            ))
+        }
         "source" => source::create(cursor).map(Statement::CreateSource),
         "view" => view::create_view(cursor).map(Statement::CreateView),
-        "materialized" => {
-            view::create_materialized(cursor, emit).map(Statement::CreateMaterializedView)
-        }
+        "materialized" => view::create_materialized(cursor, emit, or_replace)
+            .map(Statement::CreateMaterializedView),
         "sink" => sink::create(cursor).map(Statement::CreateSink),
         other if FOREIGN_OBJECTS.contains(&other) => Err(Error::unsupported(format!(
             "CREATE {} is not supported yet",

@@ -1,5 +1,8 @@
 //! The HTTP API as a client sees it: every promise of `/api/v1` that others build on.
 
+#[path = "http/replace.rs"]
+mod replace;
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;

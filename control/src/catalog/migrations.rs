@@ -12,7 +12,10 @@ use sqlx::SqlitePool;
 use super::sqlite::failed;
 
 /// All migrations, oldest first; the number is the position, counted from 1.
-const MIGRATIONS: &[&str] = &[include_str!("migrations/0001.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001.sql"),
+    include_str!("migrations/0002.sql"),
+];
 
 /// Applies what is missing.
 pub async fn migrate(pool: &SqlitePool) -> Result<()> {

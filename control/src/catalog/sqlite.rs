@@ -72,6 +72,10 @@ impl SqliteCatalog {
         Ok(Self { pool, incarnation })
     }
 
+    pub(super) fn pool(&self) -> &SqlitePool {
+        &self.pool
+    }
+
     /// The number this server took; it goes into manifests, the remap log and commits.
     pub fn incarnation(&self) -> u64 {
         self.incarnation
@@ -87,7 +91,7 @@ impl SqliteCatalog {
     }
 
     /// A transaction in which this server is, and until its end stays, the newest.
-    async fn begin(&self) -> Result<sqlx::Transaction<'static, sqlx::Sqlite>> {
+    pub(super) async fn begin(&self) -> Result<sqlx::Transaction<'static, sqlx::Sqlite>> {
         let mut tx = self
             .pool
             .begin_with("BEGIN IMMEDIATE")
@@ -157,7 +161,7 @@ impl SqliteCatalog {
         sqlx::query(
             "INSERT INTO millrace_objects \
              (id, kind, name, text, rejected, errors, late, companion, depends_on, \
-             fingerprint, created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             fingerprint, created_ms, dataflow, seen) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(object.id.0 as i64)
         .bind(object.kind.as_str())
@@ -170,6 +174,8 @@ impl SqliteCatalog {
         .bind(serde_json::to_string(&object.depends_on).expect("names serialize"))
         .bind(object.fingerprint.as_str())
         .bind(object.created_ms as i64)
+        .bind(object.dataflow.0 as i64)
+        .bind(serde_json::to_string(&object.seen).expect("numbers serialize"))
         .execute(&mut *tx)
         .await
         .map_err(|e| match &e {
@@ -186,6 +192,11 @@ impl SqliteCatalog {
         let mut tx = self.begin().await?;
         for id in ids {
             sqlx::query("DELETE FROM millrace_objects WHERE id = ?")
+                .bind(id.0 as i64)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
+            sqlx::query("DELETE FROM millrace_replacements WHERE object = ?")
                 .bind(id.0 as i64)
                 .execute(&mut *tx)
                 .await
@@ -260,8 +271,14 @@ fn object(row: &SqliteRow) -> Result<Object> {
         Ok(value.map(|id| RelationId(id as u64)))
     };
     let text = |name: &str| -> Result<String> { row.try_get(name).map_err(failed) };
+    let damaged = |e: serde_json::Error| {
+        Error::new(ErrorKind::Corrupt, "metadata.db holds a damaged object").detail(e.to_string())
+    };
+    let own = id("id")?.unwrap_or(RelationId(0));
     Ok(Object {
-        id: id("id")?.unwrap_or(RelationId(0)),
+        id: own,
+        dataflow: id("dataflow")?.unwrap_or(own),
+        seen: serde_json::from_str(&text("seen")?).map_err(damaged)?,
         kind: Kind::parse(&text("kind")?)?,
         name: text("name")?,
         text: text("text")?,
@@ -269,10 +286,7 @@ fn object(row: &SqliteRow) -> Result<Object> {
         errors: id("errors")?,
         late: id("late")?,
         companion: id("companion")?,
-        depends_on: serde_json::from_str(&text("depends_on")?).map_err(|e| {
-            Error::new(ErrorKind::Corrupt, "metadata.db holds a damaged object")
-                .detail(e.to_string())
-        })?,
+        depends_on: serde_json::from_str(&text("depends_on")?).map_err(damaged)?,
         fingerprint: text("fingerprint")?,
         created_ms: row.try_get::<i64, _>("created_ms").map_err(failed)? as u64,
     })
@@ -280,7 +294,10 @@ fn object(row: &SqliteRow) -> Result<Object> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::catalog::{Replacement, Seen};
 
     fn view(id: RelationId, name: &str) -> Object {
         Object {
@@ -295,6 +312,8 @@ mod tests {
             depends_on: vec!["bids".to_string()],
             fingerprint: "f".to_string(),
             created_ms: 7,
+            dataflow: id,
+            seen: BTreeMap::new(),
         }
     }
 
@@ -325,6 +344,55 @@ mod tests {
             RelationId(id.0 + 4),
             "never reused"
         );
+    }
+
+    #[tokio::test]
+    async fn a_replacement_counts_once_it_is_adopted() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let catalog = SqliteCatalog::open(dir.path(), "a").await.expect("opens");
+        let seen = |columns| Seen {
+            columns,
+            append_only: false,
+            event_time: vec![None],
+        };
+        let (v, mut reader) = (view(RelationId(1), "v"), view(RelationId(5), "reader"));
+        reader.depends_on = vec!["v".to_string()];
+        for object in [&v, &reader] {
+            catalog.insert(object).await.expect("inserted");
+        }
+        let new = |dataflow, columns| Replacement {
+            object: v.id,
+            dataflow: RelationId(dataflow),
+            text: format!("new {dataflow}"),
+            depends_on: vec!["other".to_string()],
+            fingerprint: "g".to_string(),
+            before: seen(columns),
+        };
+        catalog.insert_replacement(&new(9, 1)).await.expect("noted");
+        let before = vec![v.clone(), reader.clone()];
+        assert_eq!(catalog.objects().await.expect("read"), before);
+        let noted = catalog.replacements().await.expect("read");
+        assert_eq!(noted, [new(9, 1)]);
+        catalog.forget_replacement(v.id).await.expect("forgotten");
+        assert!(catalog.replacements().await.expect("read").is_empty());
+
+        for (dataflow, columns) in [(10, 1), (11, 2)] {
+            let new = new(dataflow, columns);
+            catalog.insert_replacement(&new).await.expect("noted");
+            catalog.adopt_replacement(&new).await.expect("adopted");
+        }
+        let objects = catalog.objects().await.expect("read");
+        assert_eq!(
+            (objects[0].dataflow, objects[0].text.as_str()),
+            (RelationId(11), "new 11")
+        );
+        assert_eq!(objects[0].depends_on, ["other"]);
+        // The reader was made for what was there first.
+        assert_eq!(
+            objects[1].seen,
+            BTreeMap::from([("v".to_string(), seen(1))])
+        );
+        assert!(catalog.replacements().await.expect("read").is_empty());
     }
 
     #[tokio::test]

@@ -12,32 +12,49 @@ use super::{Coordinator, World};
 use crate::error::duplicate_relation;
 use crate::session::{Answer, Notice};
 
-/// The name a statement creates, and whether it says IF NOT EXISTS.
-pub(super) fn name_of(statement: &Statement) -> Option<(String, bool)> {
-    match statement {
-        Statement::CreateSource(s) => Some((s.name.clone(), s.if_not_exists)),
-        Statement::CreateView(s) => Some((s.name.clone(), s.if_not_exists)),
-        Statement::CreateMaterializedView(s) => Some((s.name.clone(), s.if_not_exists)),
-        Statement::CreateSink(s) => Some((s.name.clone(), s.if_not_exists)),
-        _ => None,
-    }
+/// What a statement says about an object of its name that exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum IfExists {
+    Refuse,
+    Skip,
+    Replace,
+}
+
+/// The name a statement creates, and what it does if that is taken.
+pub(super) fn name_of(statement: &Statement) -> Option<(String, IfExists)> {
+    let (name, skip) = match statement {
+        Statement::CreateSource(s) => (&s.name, s.if_not_exists),
+        Statement::CreateView(s) => (&s.name, s.if_not_exists),
+        Statement::CreateMaterializedView(s) if s.or_replace => {
+            return Some((s.name.clone(), IfExists::Replace));
+        }
+        Statement::CreateMaterializedView(s) => (&s.name, s.if_not_exists),
+        Statement::CreateSink(s) => (&s.name, s.if_not_exists),
+        _ => return None,
+    };
+    let if_exists = if skip {
+        IfExists::Skip
+    } else {
+        IfExists::Refuse
+    };
+    Some((name.clone(), if_exists))
 }
 
 /// Answers a statement whose object exists: an error, or with IF NOT EXISTS a notice.
 pub(super) fn exists_already(
     world: &World,
-    creates: Option<&(String, bool)>,
+    creates: Option<&(String, IfExists)>,
 ) -> Result<Option<Answer>> {
     match creates {
-        Some((name, if_not_exists)) if world.entries.contains_key(name) => {
-            if *if_not_exists {
+        Some((name, if_exists)) if world.entries.contains_key(name) => match if_exists {
+            IfExists::Replace => Ok(None),
+            IfExists::Skip => {
                 let notice =
                     Notice::remark(format!("relation \"{name}\" already exists, skipping"));
                 Ok(Some(Answer::done().notice(notice)))
-            } else {
-                Err(duplicate_relation(name))
             }
-        }
+            IfExists::Refuse => Err(duplicate_relation(name)),
+        },
         _ => Ok(None),
     }
 }
@@ -50,13 +67,20 @@ impl Coordinator {
         prepare::validate(&draft, &inner.outside).await?;
         let first = inner.catalog.take_ids(prepare::ids_needed(&draft)).await?;
         let object = prepare::object(&draft, first, env::now_ms());
+        let mut table = draft.table().map(ToString::to_string);
+        if let Some(name) = &table
+            && inner.outside.table_exists(name).await?
+        {
+            table = None;
+        }
         let made = prepare::connect(draft, object, &inner.outside).await?;
         inner.catalog.insert(&made.entry.object).await?;
         let mut begun = Vec::new();
         for item in made.items {
             let id = item.id();
             if let Err(error) = inner.engine.create(item).await {
-                self.undo(&begun, &made.entry.object).await;
+                self.undo(&begun, &made.entry.object, table.as_deref())
+                    .await;
                 return Err(error);
             }
             begun.push(id);
@@ -76,9 +100,17 @@ impl Coordinator {
         &self,
         begun: &[millrace_dataflow::plan::RelationId],
         object: &crate::catalog::Object,
+        made_table: Option<&str>,
     ) {
         if let Err(error) = self.0.catalog.remove(&[object.id]).await {
             warn!(target: "millrace", name = object.name, %error, "row of a refused object stays");
+            return;
+        }
+        // Nothing was committed to it: that takes a sink which a checkpoint holds.
+        if let Some(table) = made_table
+            && let Err(error) = self.0.outside.drop_table(table, true).await
+        {
+            warn!(target: "millrace", name = object.name, table, %error, "table of a refused object stays");
         }
         if !begun.is_empty()
             && let Err(error) = self.0.engine.drop_items(begun).await

@@ -8,7 +8,7 @@ use millrace_dataflow::plan::RelationId;
 use millrace_sql::parse::{Drop, ObjectKind};
 use tracing::info;
 
-use super::world::Detail;
+use super::world::{Detail, in_order};
 use super::{Coordinator, World};
 use crate::catalog::Kind;
 use crate::error::unknown_relation;
@@ -16,7 +16,14 @@ use crate::session::{Answer, Notice};
 
 impl Coordinator {
     /// Drops objects, all or none. Runs under the writer's lock.
-    pub(super) async fn drop_objects(&self, world: &Arc<World>, statement: Drop) -> Result<Answer> {
+    ///
+    /// Of the names in `gone` nothing is left already.
+    pub(super) async fn drop_objects(
+        &self,
+        world: &Arc<World>,
+        statement: Drop,
+        gone: &[String],
+    ) -> Result<Answer> {
         if statement.kind == ObjectKind::Table {
             return self.drop_tables(world, statement).await;
         }
@@ -26,6 +33,10 @@ impl Coordinator {
             match find(world, name, statement.kind) {
                 Ok(()) => {
                     doomed.insert(name.clone());
+                }
+                Err(e) if e.kind == ErrorKind::NotFound && gone.contains(name) => {
+                    let text = format!("the creation of \"{name}\" was cancelled");
+                    answer.notices.push(Notice::remark(text));
                 }
                 Err(e) if e.kind == ErrorKind::NotFound && statement.if_exists => {
                     answer.notices.push(missing(name));
@@ -49,9 +60,11 @@ impl Coordinator {
         doomed: &BTreeSet<String>,
         answer: &mut Answer,
     ) -> Result<()> {
-        let mut entries: Vec<_> = doomed.iter().filter_map(|n| world.entries.get(n)).collect();
-        // Readers were created after what they read.
-        entries.sort_by_key(|entry| std::cmp::Reverse(entry.object.id));
+        let objects = doomed.iter().filter_map(|n| world.entries.get(n));
+        let objects = in_order(objects.map(|entry| entry.object.clone()).collect());
+        let entries: Vec<_> = (objects.iter().rev())
+            .filter_map(|object| world.entries.get(&object.name))
+            .collect();
         let rows: Vec<RelationId> = entries.iter().map(|entry| entry.object.id).collect();
         if rows.is_empty() {
             return Ok(());

@@ -49,6 +49,34 @@ enum Body {
     Sink(SinkDef),
 }
 
+impl Draft {
+    /// Columns of a materialized view.
+    pub(super) fn columns(&self) -> Option<&SchemaRef> {
+        match &self.body {
+            Body::MaterializedView { schema, .. } => Some(schema),
+            _ => None,
+        }
+    }
+    /// Options of the table that a materialized view is published as.
+    pub(super) fn options(&self) -> Option<&Options> {
+        match &self.body {
+            Body::MaterializedView { options, .. } => Some(options),
+            _ => None,
+        }
+    }
+    /// The table of the lake that is written to.
+    pub(super) fn table(&self) -> Option<&LakeName> {
+        match &self.body {
+            Body::MaterializedView { published, .. } => published.as_ref(),
+            Body::Sink(SinkDef {
+                target: SinkTarget::Lake(name),
+                ..
+            }) => Some(name),
+            _ => None,
+        }
+    }
+}
+
 /// Columns of lake tables, as they were when a statement was purified.
 pub(super) type LakeSchemas = BTreeMap<LakeName, SchemaRef>;
 
@@ -161,6 +189,8 @@ pub(super) fn object(draft: &Draft, first: RelationId, created_ms: u64) -> Objec
         depends_on: draft.depends_on.clone(),
         fingerprint: draft.fingerprint.clone(),
         created_ms,
+        dataflow: first,
+        seen: BTreeMap::new(),
     }
 }
 
@@ -271,6 +301,7 @@ async fn view(
     }
     let mut items = vec![Item::View(ViewItem {
         id: object.id,
+        dataflow: object.dataflow,
         name: object.name.clone(),
         plan: lowered.plan,
         errors,
@@ -285,6 +316,7 @@ async fn view(
             id,
             name: object.name.clone(),
             from: object.id,
+            columns: schema.fields().len(),
             sink,
             commit_interval,
         }));
@@ -325,6 +357,7 @@ async fn sink(def: SinkDef, object: &Object, outside: &Outside) -> Result<Parts>
         id: object.id,
         name: object.name.clone(),
         from: def.relation,
+        columns: def.schema.fields().len(),
         sink,
         commit_interval,
     });

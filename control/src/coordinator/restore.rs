@@ -2,7 +2,8 @@
 //!
 //! # Contract
 //!
-//! * Objects are planned in order of creation, so that each finds what it reads.
+//! * Which definition of a view that was being replaced counts is settled first.
+//! * Objects are planned so that each finds what it reads.
 //! * One that cannot be planned any more, or whose plan is another one (state would not fit), is
 //!   kept as FAILED with the reason, and so is what reads it; the others run.
 
@@ -11,6 +12,7 @@ use std::sync::{Arc, RwLock};
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use millrace_dataflow::engine::start::Found;
 use millrace_dataflow::engine::{Engine, EngineConfig, Waiting};
 use millrace_dataflow::error::{Error, ErrorKind, Result};
 use millrace_lake::SqlCatalog;
@@ -20,7 +22,7 @@ use millrace_sql::purify::purify;
 use tracing::{info, warn};
 
 use super::facts::Outside;
-use super::world::{Detail, Entry, Made, World};
+use super::world::{Detail, Entry, Made, World, in_order};
 use super::{Coordinator, Inner, WORKERS, WorkersSetting, prepare};
 use crate::catalog::{Object, SqliteCatalog};
 use crate::config::Config;
@@ -42,9 +44,20 @@ pub(super) async fn start(
     let lake = SqlCatalog::open(pool, data_dir.join("warehouse")).await?;
     let outside = Outside { lake };
     let policy = Policy;
+    let engine_config = EngineConfig {
+        workers: config.workers,
+        dir: data_dir.join("engine"),
+        incarnation: catalog.incarnation(),
+        checkpoint_interval: config.checkpoint_interval,
+        commit_interval: config.commit_interval,
+        max_rows_in_flight: config.max_rows_in_flight,
+        waiting,
+    };
+    let found = Engine::find(&engine_config, &catalog).await?;
+    settle_replacements(&catalog, &found).await?;
     let mut world = World::default();
     let mut items = Vec::new();
-    for object in catalog.objects().await? {
+    for object in in_order(catalog.objects().await?) {
         match again(&object, &world, &outside, &policy).await {
             Ok(made) => {
                 items.extend(made.items);
@@ -63,16 +76,8 @@ pub(super) async fn start(
         }
     }
     let count = world.entries.len();
-    let engine_config = EngineConfig {
-        workers: config.workers,
-        dir: data_dir.join("engine"),
-        incarnation: catalog.incarnation(),
-        checkpoint_interval: config.checkpoint_interval,
-        commit_interval: config.commit_interval,
-        max_rows_in_flight: config.max_rows_in_flight,
-        waiting,
-    };
-    let engine = Engine::start(engine_config, Arc::new(catalog.clone()), items).await?;
+    let meta = Arc::new(catalog.clone());
+    let engine = Engine::start_at(engine_config, meta, found, items).await?;
     info!(target: "millrace", objects = count, incarnation = catalog.incarnation(), "restored");
     let query_env = query_env(&config, &data_dir)?;
     Ok(Coordinator(Arc::new(Inner {
@@ -87,6 +92,24 @@ pub(super) async fn start(
         service: tokio::runtime::Handle::current(),
         restart: tokio::sync::Notify::new(),
     })))
+}
+
+/// Which definition of a view that was being replaced is the valid one: that whose state the checkpoint
+/// holds. What was not complete is forgotten.
+async fn settle_replacements(catalog: &SqliteCatalog, found: &Found) -> Result<()> {
+    let objects = catalog.objects().await?;
+    for new in catalog.replacements().await? {
+        let old = objects.iter().find(|object| object.id == new.object);
+        let name = old.map_or("", |object| &object.name);
+        if old.is_some_and(|old| !found.holds(old.dataflow)) && found.holds(new.dataflow) {
+            info!(target: "millrace", name, "the replacement was complete");
+            catalog.adopt_replacement(&new).await?;
+        } else {
+            warn!(target: "millrace", name, "the replacement was not complete, the view is what it was");
+            catalog.forget_replacement(new.object).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Plans the statement of a stored object as when it was created.
@@ -104,7 +127,7 @@ async fn again(object: &Object, world: &World, outside: &Outside, policy: &Polic
     };
     let purified = purify(parsed, outside).await?;
     let lake = purified.lake.clone();
-    let picture = world.picture_with(&lake);
+    let picture = world.picture_for(object, &lake);
     let draft = prepare::draft(bind(purified, &picture, &[])?, lake, policy)?;
     if draft.fingerprint != object.fingerprint {
         return Err(Error::unsupported(format!(

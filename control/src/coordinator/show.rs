@@ -13,13 +13,22 @@ use millrace_sql::parse::{ObjectKind, Show};
 use millrace_sql::sql_name;
 
 use super::world::{Detail, Entry};
-use super::{Coordinator, World};
+use super::{Coordinator, World, backfill};
 use crate::api::v1::relations::watermark_text;
 use crate::catalog::Kind;
 use crate::error::unknown_relation;
 use crate::session::Answer;
 
 type Cells = Vec<Option<String>>;
+
+const VIEW_COLUMNS: [&str; 6] = [
+    "name",
+    "kind",
+    "state",
+    "rows_out",
+    "last_error",
+    "backfill",
+];
 
 impl Coordinator {
     pub(super) async fn show(&self, world: &World, what: Show) -> Result<Answer> {
@@ -49,21 +58,29 @@ impl Coordinator {
                     .collect(),
             ),
             Show::Views => table(
-                &["name", "kind", "state", "rows_out", "last_error"],
+                &VIEW_COLUMNS,
                 of(&[Kind::View, Kind::MaterializedView])
                     .into_iter()
                     .map(|e| view_cells(e, &status))
                     .collect(),
             ),
             Show::MaterializedViews => table(
-                &["name", "kind", "state", "rows_out", "last_error"],
+                &VIEW_COLUMNS,
                 of(&[Kind::MaterializedView])
                     .into_iter()
                     .map(|e| view_cells(e, &status))
                     .collect(),
             ),
             Show::Sinks => table(
-                &["name", "from", "into", "state", "committed", "last_error"],
+                &[
+                    "name",
+                    "from",
+                    "into",
+                    "state",
+                    "committed",
+                    "last_error",
+                    "backfill",
+                ],
                 of(&[Kind::Sink])
                     .into_iter()
                     .map(|e| sink_cells(e, &status))
@@ -93,6 +110,7 @@ impl Coordinator {
                     .map(job_cells)
                     .collect(),
             ),
+            Show::Backfills => backfill::show(status.into_values()),
             Show::All => table(
                 &["name", "kind", "state"],
                 world
@@ -157,6 +175,7 @@ fn view_cells(entry: &Entry, status: &BTreeMap<RelationId, Status>) -> Cells {
         Some(state(entry, status)),
         status.get(&entry.object.id).map(|s| s.rows_out.to_string()),
         last_error(entry, status),
+        status.get(&entry.object.id).and_then(backfill::summary),
     ]
 }
 
@@ -173,6 +192,7 @@ fn sink_cells(entry: &Entry, status: &BTreeMap<RelationId, Status>) -> Cells {
         Some(state(entry, status)),
         committed.map(|tick| tick.to_string()),
         last_error(entry, status),
+        status.get(&entry.object.id).and_then(backfill::summary),
     ]
 }
 

@@ -62,7 +62,49 @@ pub(super) struct Made {
     pub items: Vec<Item>,
 }
 
+/// The objects so that each stands behind what it reads, else in order of creation. A view that was
+/// replaced may read what was created after it.
+pub(super) fn in_order(objects: Vec<Object>) -> Vec<Object> {
+    let mut left: BTreeMap<RelationId, Object> = objects.into_iter().map(|o| (o.id, o)).collect();
+    let mut ordered = Vec::with_capacity(left.len());
+    while !left.is_empty() {
+        let names: BTreeSet<String> = left.values().map(|o| o.name.clone()).collect();
+        let free = |o: &&Object| !o.depends_on.iter().any(|read| names.contains(read));
+        // Nothing reads itself; were it so, the order would not matter.
+        let next = left.values().find(free).or(left.values().next());
+        let Some(id) = next.map(|o| o.id) else {
+            break;
+        };
+        ordered.extend(left.remove(&id));
+    }
+    ordered
+}
+
 impl World {
+    /// The picture that an object was made for: views that were replaced since as it knew them.
+    pub(super) fn picture_for(
+        &self,
+        object: &Object,
+        lake: &BTreeMap<LakeName, SchemaRef>,
+    ) -> Arc<CatalogPicture> {
+        let picture = self.picture_with(lake);
+        if object.seen.is_empty() {
+            return picture;
+        }
+        let mut picture = (*picture).clone();
+        for (name, seen) in &object.seen {
+            if let Some(millrace_sql::catalog::Item::MaterializedView(view)) =
+                picture.items.get_mut(name)
+            {
+                let columns = view.schema.fields().iter().take(seen.columns).cloned();
+                view.schema = Arc::new(arrow::datatypes::Schema::new(columns.collect::<Vec<_>>()));
+                view.append_only = seen.append_only;
+                view.event_time.clone_from(&seen.event_time);
+            }
+        }
+        Arc::new(picture)
+    }
+
     /// This world and one more object.
     pub fn with(&self, entry: Entry, item: Option<millrace_sql::catalog::Item>) -> Self {
         let mut picture = (*self.picture).clone();

@@ -159,6 +159,7 @@ fn named(word: &str) -> Option<Resource> {
         Resource::Sources,
         Resource::Sinks,
         Resource::Jobs,
+        Resource::Backfills,
     ]
     .into_iter()
     .find(|resource| resource.word() == word)
@@ -203,7 +204,7 @@ fn unreadable(rejection: &BytesRejection, limit: usize) -> Response {
 
 fn not_found(path: &str) -> Response {
     let error = Error::new(ErrorKind::NotFound, format!("there is nothing at {}", path.escape_default()))
-        .hint("POST /api/v1/sql, GET /api/v1/views, /api/v1/sources, /api/v1/sinks, /api/v1/jobs, /metrics");
+        .hint("POST /api/v1/sql, GET /api/v1/views, /api/v1/sources, /api/v1/sinks, /api/v1/jobs, /api/v1/backfills, /metrics");
     failure(&error, Door::Path)
 }
 

@@ -28,6 +28,8 @@ pub struct Begin {
     pub views: BTreeMap<RelationId, u64>,
     /// Sinks whose state is expected.
     pub sinks: Vec<RelationId>,
+    /// Dataflows that still read history: what they send is not waited for and not kept.
+    pub unlevel: Vec<RelationId>,
     pub started: Instant,
     pub done: oneshot::Sender<Result<Finished>>,
 }
@@ -52,6 +54,10 @@ struct Assembly {
 }
 
 impl Assembly {
+    fn leaves_out(&self, dataflow: RelationId) -> bool {
+        let begin = self.begin.as_ref();
+        begin.is_some_and(|b| b.unlevel.contains(&dataflow))
+    }
     fn complete(&self, workers: usize) -> bool {
         let Some(begin) = &self.begin else {
             return false;
@@ -103,6 +109,8 @@ impl std::fmt::Debug for Collector {
 
 impl Collector {
     pub async fn run(mut self, mut messages: UnboundedReceiver<Message>) {
+        // The minter says that a checkpoint begins before any worker hears of its tick. What comes for
+        // another one is from a dataflow that was not waited for.
         let mut open: BTreeMap<u64, Assembly> = BTreeMap::new();
         while let Some(message) = messages.recv().await {
             let id = match message {
@@ -116,14 +124,17 @@ impl Collector {
                     worker,
                     stages,
                 } => {
-                    open.entry(checkpoint)
-                        .or_default()
-                        .expected
-                        .insert(worker, stages);
+                    if let Some(assembly) = open.get_mut(&checkpoint) {
+                        assembly.expected.insert(worker, stages);
+                    }
                     checkpoint
                 }
                 Message::Parts { checkpoint, parts } => {
-                    open.entry(checkpoint).or_default().parts.push(parts);
+                    if let Some(assembly) = open.get_mut(&checkpoint)
+                        && !assembly.leaves_out(parts.relation)
+                    {
+                        assembly.parts.push(parts);
+                    }
                     checkpoint
                 }
                 Message::Sink {
@@ -131,10 +142,11 @@ impl Collector {
                     sink,
                     state,
                 } => {
-                    open.entry(checkpoint)
-                        .or_default()
-                        .sinks
-                        .insert(sink, state);
+                    if let Some(assembly) = open.get_mut(&checkpoint)
+                        && !assembly.leaves_out(sink)
+                    {
+                        assembly.sinks.insert(sink, state);
+                    }
                     checkpoint
                 }
             };
@@ -160,7 +172,10 @@ impl Collector {
         env::failpoint("ckpt.begin");
         let mut by_worker: BTreeMap<usize, Vec<StageParts>> =
             (0..self.workers).map(|w| (w, Vec::new())).collect();
-        for parts in assembly.parts {
+        // A plan that was replaced at this very tick still froze its state; it is waited for, because its
+        // last contents are part of what the new plan handed on.
+        let kept = |id| begin.views.contains_key(&id) || begin.sources.contains_key(&id);
+        for parts in assembly.parts.into_iter().filter(|p| kept(p.relation)) {
             by_worker.entry(parts.worker).or_default().push(parts);
         }
         let mut stages = Vec::new();

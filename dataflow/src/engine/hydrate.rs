@@ -15,17 +15,16 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use super::minter::{AttachRequest, Attached, Request};
+use super::backfill::Backfill;
+use super::install::{Wanted, wanted, wanted_of};
+use super::minter::{AttachRequest, Request};
 use super::{Engine, Running, SinkItem, SourceItem, ViewItem, sinks};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::ingest::{Preparer, lock, read_to_limit};
-use crate::kernel::errors_schema;
-use crate::plan::{Op, Plan, RelationId};
-use crate::render::CLOCK;
-use crate::served::rejected_schema;
+use crate::plan::RelationId;
 use crate::source::{Offsets, Reader};
 use crate::time::Tick;
-use crate::worker::command::{AddSource, Body, Command, InputInfo, Install, Progress};
+use crate::worker::command::{AddSource, Body, Command, Install};
 
 /// Rows of history in one private tick.
 const HISTORY_ROWS: usize = 64 * 1024;
@@ -37,26 +36,25 @@ const NEARLY_LEVEL: u64 = 64 * 1024;
 /// Ends when the item is part of a checkpoint.
 pub(super) type Hydrated = oneshot::Receiver<Result<()>>;
 
-/// A private reader of one source.
-struct History {
-    source: RelationId,
-    readers: Vec<Box<dyn Reader>>,
-    preparer: Preparer,
+/// What is being hydrated.
+pub(super) struct Hydration {
+    /// Of the relation or the sink.
+    pub id: RelationId,
+    pub install: Arc<Install>,
+    pub backfill: Arc<Backfill>,
+    pub wanted: Wanted,
+    /// Of a view's plan.
+    pub fingerprint: u64,
 }
 
-/// Columns a plan needs, by relation.
-pub(super) fn wanted(plan: &Plan) -> BTreeMap<RelationId, BTreeSet<usize>> {
-    let mut wanted = BTreeMap::<RelationId, BTreeSet<usize>>::new();
-    for node in &plan.nodes {
-        match &node.op {
-            Op::Input { relation, columns } => wanted.entry(*relation).or_default().extend(columns),
-            Op::Values { .. } => {
-                wanted.entry(CLOCK).or_default();
-            }
-            _ => {}
-        }
-    }
-    wanted
+/// A private reader of one source.
+pub(super) struct History {
+    source: RelationId,
+    name: String,
+    /// Where its splits began when they were first read.
+    starts: BTreeMap<String, u64>,
+    readers: Vec<Box<dyn Reader>>,
+    preparer: Preparer,
 }
 
 impl Engine {
@@ -71,130 +69,37 @@ impl Engine {
         self.broadcast(|| Command::AddSource(Arc::clone(&add)))
     }
 
-    /// Makes a source known to those that come after it.
-    pub(super) fn register_source(&self, item: &Arc<SourceItem>) {
-        let offer = |schema, append_only| InputInfo {
-            schema,
-            sources: vec![item.id],
-            append_only,
-        };
-        let mut offers = lock(&self.inner.offers);
-        offers.insert(
-            item.id,
-            offer(Arc::clone(&item.plan.schema), item.source.append_only()),
-        );
-        offers.insert(item.rejected, offer(rejected_schema(), true));
-        lock(&self.inner.items).insert(
-            item.id,
-            Running::Source {
-                item: Arc::clone(item),
-            },
-        );
-    }
-
-    /// What a dataflow reads; fails if one of its inputs does not run.
-    pub(super) fn inputs(
-        &self,
-        wanted: &BTreeMap<RelationId, BTreeSet<usize>>,
-    ) -> Result<BTreeMap<RelationId, InputInfo>> {
-        let offers = lock(&self.inner.offers);
-        let mut inputs = BTreeMap::new();
-        for id in wanted.keys() {
-            let info = if *id == CLOCK {
-                InputInfo {
-                    schema: Arc::new(arrow::datatypes::Schema::empty()),
-                    sources: Vec::new(),
-                    append_only: true,
-                }
-            } else {
-                offers.get(id).cloned().ok_or_else(|| {
-                    Error::new(
-                        ErrorKind::NotFound,
-                        "a relation this one reads does not run",
-                    )
-                    .code("42P01")
-                })?
-            };
-            inputs.insert(*id, info);
-        }
-        Ok(inputs)
-    }
-
-    /// What the view offers to those that read it.
-    pub(super) fn register_view(&self, item: &ViewItem, inputs: &BTreeMap<RelationId, InputInfo>) {
-        let sources: Vec<RelationId> = inputs
-            .values()
-            .flat_map(|i| i.sources.iter().copied())
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect();
-        let offer = |schema, append_only| InputInfo {
-            schema,
-            sources: sources.clone(),
-            append_only,
-        };
-        let mut offers = lock(&self.inner.offers);
-        offers.insert(
-            item.id,
-            offer(Arc::clone(item.plan.schema()), item.plan.append_only),
-        );
-        offers.insert(item.errors, offer(errors_schema(), false));
-        let late = late_schema(&item.plan);
-        offers.insert(item.late, offer(late, false));
-    }
-
-    pub(super) async fn start_view(&self, item: Arc<ViewItem>) -> Result<Hydrated> {
+    pub(super) async fn start_view(&self, item: Arc<ViewItem>, asked: bool) -> Result<Hydrated> {
         crate::render::check::check(&item.plan)?;
-        let wanted = wanted(&item.plan);
-        let inputs = self.inputs(&wanted)?;
-        let progress = Arc::new(Progress::new(
-            self.inner.config.workers,
-            Progress::PORTS,
-            Arc::clone(&self.inner.signal),
-        ));
-        let install = Arc::new(Install {
-            id: item.id,
-            name: item.name.clone(),
-            body: Body::View {
-                plan: item.plan.clone(),
-                errors: item.errors,
-                late: item.late,
-            },
-            inputs: inputs.clone(),
-            restored: None,
-            progress: Arc::clone(&progress),
-        });
-        let histories = self.open_histories(&wanted).await?;
-        self.wait_ready(&self.views_among(&wanted)).await?;
-        self.register_view(&item, &inputs);
+        let install = self.view_install(&item, false, None)?;
+        let backfill = self.backfill(&item.name, "view", false, asked, &install);
+        let (histories, wanted) = self.begin(&install, wanted(&item.plan)).await?;
+        self.register_view(&item, &install.inputs);
         let (ready_sender, ready) = watch::channel(false);
         lock(&self.inner.items).insert(
             item.id,
             Running::View {
                 item: Arc::clone(&item),
-                progress: Arc::clone(&progress),
+                progress: Arc::clone(&install.progress),
                 ready,
             },
         );
+        self.note_backfill(item.id, &backfill);
         self.broadcast(|| Command::Install(Arc::clone(&install)))?;
-        let request = move |answer| AttachRequest {
-            dataflow: item.id,
-            is_sink: false,
+        let hydration = Hydration {
+            id: item.id,
+            install,
+            backfill,
+            wanted,
             fingerprint: item.plan.fingerprint,
-            restored: false,
-            progress: Arc::clone(&progress),
-            wanted: wanted.clone(),
-            answer,
         };
-        Ok(self.hydrate(install, histories, request, move || {
+        Ok(self.hydrate(hydration, histories, move || {
             ready_sender.send_replace(true);
         }))
     }
 
-    pub(super) async fn start_sink(&self, item: Arc<SinkItem>) -> Result<Hydrated> {
-        let columns = self.offer(item.from)?.schema.fields().len();
-        let wanted = BTreeMap::from([(item.from, (0..columns).collect::<BTreeSet<usize>>())]);
-        let inputs = self.inputs(&wanted)?;
+    pub(super) async fn start_sink(&self, item: Arc<SinkItem>, asked: bool) -> Result<Hydrated> {
+        let wanted = self.sink_wanted(&item)?;
         let interval = item
             .commit_interval
             .unwrap_or(self.inner.config.commit_interval);
@@ -206,50 +111,62 @@ impl Engine {
             self.sink_context(),
         )
         .await?;
-        let progress = Arc::new(Progress::new(
-            self.inner.config.workers,
-            1,
-            Arc::clone(&self.inner.signal),
-        ));
-        let install = Arc::new(Install {
-            id: item.id,
-            name: item.name.clone(),
-            body: Body::Sink {
-                from: item.from,
-                writers: running.writers,
-                // A new sink starts from the contents, whatever an older one has left in the table.
-                skip_below: 0,
-                queued_bytes: Arc::clone(&self.inner.shared.queued_bytes),
-            },
-            inputs,
-            restored: None,
-            progress: Arc::clone(&progress),
-        });
-        let histories = self.open_histories(&wanted).await?;
-        self.wait_ready(&self.views_among(&wanted)).await?;
+        // A new sink starts from the contents, whatever an older one has left in the table.
+        let install = self.sink_install(&item, &running, 0, None)?;
+        let backfill = self.backfill(&item.name, "sink", false, asked, &install);
+        let (histories, wanted) = self.begin(&install, wanted).await?;
         let confirmed = running.confirmed.clone();
         lock(&self.inner.items).insert(
             item.id,
             Running::Sink {
                 item: Arc::clone(&item),
-                progress: Arc::clone(&progress),
+                progress: Arc::clone(&install.progress),
                 status: running.status,
                 confirmed: running.confirmed,
             },
         );
+        self.note_backfill(item.id, &backfill);
         self.broadcast(|| Command::Install(Arc::clone(&install)))?;
-        let request = move |answer| AttachRequest {
-            dataflow: item.id,
-            is_sink: true,
+        let hydration = Hydration {
+            id: item.id,
+            install,
+            backfill,
+            wanted,
             fingerprint: 0,
-            restored: false,
-            progress: Arc::clone(&progress),
-            wanted: wanted.clone(),
-            answer,
         };
-        Ok(self.hydrate(install, histories, request, move || {
+        Ok(self.hydrate(hydration, histories, move || {
             confirmed.send_replace(true);
         }))
+    }
+
+    /// A backfill of what `install` reads.
+    pub(super) fn backfill(
+        &self,
+        name: &str,
+        kind: &'static str,
+        replaces: bool,
+        asked: bool,
+        install: &Install,
+    ) -> Arc<Backfill> {
+        let contents = self.contents_of(install.inputs.keys().copied());
+        Arc::new(Backfill::new(
+            (name.to_string(), kind),
+            replaces,
+            asked,
+            contents,
+            Arc::clone(&install.progress),
+        ))
+    }
+
+    /// Step 1, all but handing the dataflow to the workers.
+    pub(super) async fn begin(
+        &self,
+        install: &Install,
+        wanted: Wanted,
+    ) -> Result<(Vec<History>, Wanted)> {
+        let histories = self.open_histories(&wanted).await?;
+        self.wait_ready(&self.views_among(install)).await?;
+        Ok((histories, wanted))
     }
 
     pub(super) fn sink_context(&self) -> sinks::SinkContext {
@@ -264,15 +181,10 @@ impl Engine {
         }
     }
 
-    pub(super) fn offer(&self, id: RelationId) -> Result<InputInfo> {
-        lock(&self.inner.offers).get(&id).cloned().ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, "the relation does not run").code("42P01")
-        })
-    }
-
-    fn views_among(&self, wanted: &BTreeMap<RelationId, BTreeSet<usize>>) -> Vec<RelationId> {
+    fn views_among(&self, install: &Install) -> Vec<RelationId> {
         let items = lock(&self.inner.items);
-        wanted
+        install
+            .inputs
             .keys()
             .filter(|id| matches!(items.get(id), Some(Running::View { .. })))
             .copied()
@@ -280,10 +192,7 @@ impl Engine {
     }
 
     /// Readers over the history of every source among the inputs.
-    async fn open_histories(
-        &self,
-        wanted: &BTreeMap<RelationId, BTreeSet<usize>>,
-    ) -> Result<Vec<History>> {
+    async fn open_histories(&self, wanted: &Wanted) -> Result<Vec<History>> {
         let mut sources = Vec::new();
         for (id, columns) in wanted {
             if let Some(Running::Source { item }) = lock(&self.inner.items).get(id) {
@@ -307,7 +216,7 @@ impl Engine {
                     state.starts.clone()
                 };
                 let from = if item.source.begins_where_first_read() {
-                    Offsets(starts)
+                    Offsets(starts.clone())
                 } else {
                     Offsets::default()
                 };
@@ -315,6 +224,8 @@ impl Engine {
                 let readers = item.source.open(&from, &preparer.projection)?;
                 histories.push(History {
                     source: item.id,
+                    name: item.name.clone(),
+                    starts,
                     readers,
                     preparer,
                 });
@@ -329,45 +240,71 @@ impl Engine {
     /// Runs steps 2 to 4 of the protocol on a task of their own.
     fn hydrate(
         &self,
-        install: Arc<Install>,
+        hydration: Hydration,
         histories: Vec<History>,
-        request: impl Fn(oneshot::Sender<Result<Attached>>) -> AttachRequest + Send + 'static,
         shown: impl FnOnce() + Send + 'static,
     ) -> Hydrated {
         let (done, hydrated) = oneshot::channel();
         let engine = self.clone();
         tokio::spawn(async move {
-            let result = engine.hydrate_now(&install, histories, request).await;
+            let result = engine.hydrate_and_show(&hydration, histories, shown).await;
             if let Err(e) = &result {
-                tracing::error!(relation = %install.name, error = %e, "could not be started");
-            } else {
-                shown();
+                tracing::error!(relation = %hydration.install.name, error = %e, "could not be started");
             }
+            lock(&engine.inner.backfills).remove(&hydration.id);
             // A client that went away does not undo what it asked for.
             let _ = done.send(result);
         });
         hydrated
     }
 
-    async fn hydrate_now(
+    async fn hydrate_and_show(
         &self,
-        install: &Arc<Install>,
+        hydration: &Hydration,
         histories: Vec<History>,
-        request: impl Fn(oneshot::Sender<Result<Attached>>) -> AttachRequest,
+        shown: impl FnOnce(),
     ) -> Result<()> {
-        let engine = self.clone();
+        self.level(hydration, histories).await?;
+        self.checkpoint_now().await?;
+        hydration.backfill.seal()?;
+        shown();
+        Ok(())
+    }
+
+    /// Steps 2 and 3: returns once the dataflow has all history and follows the live changes.
+    pub(super) async fn level(&self, hydration: &Hydration, histories: Vec<History>) -> Result<()> {
+        let result = self.level_now(hydration, histories).await;
+        // Whatever gave up on the way, it was because of this.
+        hydration.backfill.check()?;
+        result
+    }
+
+    async fn level_now(&self, hydration: &Hydration, histories: Vec<History>) -> Result<()> {
+        let Hydration {
+            install, backfill, ..
+        } = hydration;
         let feed = Feed {
-            engine,
+            engine: self.clone(),
             install: Arc::clone(install),
+            backfill: Arc::clone(backfill),
             tick: 1,
         };
         let (mut histories, mut feed) =
             in_background(histories, feed, |h, f| f.catch_up(h)).await?;
         let (answer, attached) = oneshot::channel();
-        self.ask(Request::Attach(request(answer)))?;
+        self.ask(Request::Attach(AttachRequest {
+            dataflow: install.id,
+            is_sink: matches!(install.body, Body::Sink { .. }),
+            fingerprint: hydration.fingerprint,
+            restored: false,
+            progress: Arc::clone(&install.progress),
+            wanted: hydration.wanted.clone(),
+            answer,
+        }))?;
         let attached = attached
             .await
             .map_err(|_| Error::unavailable("the engine has stopped"))??;
+        backfill.attached();
         let at = attached.at;
         let fed: BTreeSet<RelationId> = histories.iter().map(|h| h.source).collect();
         for source in attached.offsets.keys().filter(|s| !fed.contains(s)) {
@@ -377,35 +314,12 @@ impl Engine {
         }
         let offsets = attached.offsets;
         (_, feed) = in_background(histories, feed, move |h, f| f.finish(h, &offsets, at)).await?;
-        drop(feed);
         while install.progress.next() < at {
+            feed.check()?;
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        self.checkpoint_now().await?;
         Ok(())
     }
-}
-
-fn wanted_of(install: &Install, source: RelationId) -> BTreeSet<usize> {
-    match &install.body {
-        Body::View { plan, .. } => wanted(plan).remove(&source).unwrap_or_default(),
-        Body::Sink { .. } => (0..install.inputs[&source].schema.fields().len()).collect(),
-    }
-}
-
-/// Columns of a view's late rows: the windowed input of its first closing aggregate.
-pub(super) fn late_schema(plan: &Plan) -> arrow::datatypes::SchemaRef {
-    plan.nodes
-        .iter()
-        .find_map(|node| match &node.op {
-            Op::Aggregate {
-                input,
-                close: Some(_),
-                ..
-            } => Some(Arc::clone(&plan.nodes[*input].schema)),
-            _ => None,
-        })
-        .unwrap_or_else(|| Arc::new(arrow::datatypes::Schema::empty()))
 }
 
 async fn in_background(
@@ -425,14 +339,19 @@ async fn in_background(
 struct Feed {
     engine: Engine,
     install: Arc<Install>,
+    backfill: Arc<Backfill>,
     /// The private tick being filled.
     tick: Tick,
 }
 
 impl Feed {
-    fn stopped(&self) -> bool {
-        *self.engine.inner.stopped.borrow()
-            || !lock(&self.engine.inner.items).contains_key(&self.install.id)
+    /// Fails once nobody wants the history any more.
+    fn check(&self) -> Result<()> {
+        self.backfill.check()?;
+        if *self.engine.inner.stopped.borrow() {
+            return Err(Error::unavailable("the engine has stopped"));
+        }
+        Ok(())
     }
 
     /// Reads up to what is bound, until little is missing.
@@ -484,15 +403,19 @@ impl Feed {
         let mut in_tick = 0;
         let workers = self.engine.inner.config.workers;
         let mut chunks = Vec::new();
+        let backfill = Arc::clone(&self.backfill);
         let give_up = {
-            let engine = self.engine.clone();
-            let id = self.install.id;
-            move || *engine.inner.stopped.borrow() || !lock(&engine.inner.items).contains_key(&id)
+            let (engine, backfill) = (self.engine.clone(), Arc::clone(&backfill));
+            move || *engine.inner.stopped.borrow() || backfill.is_cancelled()
         };
+        backfill.expect((history.source, &history.name), &history.starts, limit);
+        crate::env::failpoint("backfill.read");
+        let mut trouble = |e: Option<&Error>| backfill.trouble(e);
         let (source, readers, preparer) =
             (history.source, &mut history.readers, &mut history.preparer);
         let mut failure = None;
-        read_to_limit(readers, preparer, limit, &give_up, &mut |_| {}, |chunk| {
+        read_to_limit(readers, preparer, limit, &give_up, &mut trouble, |chunk| {
+            backfill.read(source, &chunk);
             if let Some(delta) = chunk.delta {
                 in_tick += delta.len();
                 total += delta.len() as u64;
@@ -544,11 +467,7 @@ impl Feed {
         self.engine
             .broadcast(|| Command::HistoryUpto { dataflow, tick })?;
         while self.install.progress.next() + HISTORY_TICKS < self.tick {
-            if self.stopped() {
-                return Err(Error::unavailable(
-                    "the relation was dropped or the engine has stopped",
-                ));
-            }
+            self.check()?;
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())

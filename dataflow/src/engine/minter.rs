@@ -43,6 +43,8 @@ const ROWS_PER_TICK: usize = 256 * 1024;
 const SINK_BYTES: u64 = 256 << 20;
 /// Bindings that may wait for the disk before minting pauses.
 const UNSYNCED_BYTES: u64 = 64 << 20;
+/// Rows that may pass while a dataflow reads history; then the others wait for it.
+const HYDRATION_ROWS: u64 = 4 << 20;
 /// Batches smaller than this are merged before they go to a worker.
 const SMALL_ROWS: usize = 4096;
 
@@ -57,6 +59,13 @@ pub enum Request {
     Epoch(RelationId),
     Checkpoint {
         id: u64,
+        done: oneshot::Sender<Result<Finished>>,
+    },
+    /// At the next tick, which a checkpoint marks, `new` takes the place of `old`.
+    Replace {
+        old: RelationId,
+        new: RelationId,
+        checkpoint: u64,
         done: oneshot::Sender<Result<Finished>>,
     },
     Drop(Arc<[RelationId]>),
@@ -104,6 +113,16 @@ struct Attachment {
     is_sink: bool,
     fingerprint: u64,
     progress: Arc<Progress>,
+    /// It reads history until it has applied everything below.
+    at: Tick,
+    /// Rows minted before.
+    rows: u64,
+}
+
+impl Attachment {
+    fn is_level(&self) -> bool {
+        self.progress.next() >= self.at
+    }
 }
 
 /// See the module.
@@ -125,6 +144,7 @@ pub struct Minter {
     attached: BTreeMap<RelationId, Attachment>,
     in_flight: VecDeque<(Tick, u64, Instant)>,
     rows_in_flight: u64,
+    rows_minted: u64,
     marks: Marks,
     checkpoints: Vec<(u64, oneshot::Sender<Result<Finished>>)>,
 }
@@ -166,6 +186,7 @@ impl Minter {
             attached: BTreeMap::new(),
             in_flight: VecDeque::new(),
             rows_in_flight: 0,
+            rows_minted: 0,
             marks: Marks::default(),
             checkpoints: Vec::new(),
         }
@@ -239,11 +260,14 @@ impl Minter {
             || self.shared.queued_bytes.load(Ordering::Relaxed) >= SINK_BYTES
     }
 
-    /// Forgets ticks that all attached dataflows have applied.
+    /// Forgets ticks that all attached dataflows have applied. Those that still read history hold up
+    /// the others only once much waits for them.
     fn settle(&mut self) {
+        let minted = self.rows_minted;
         let next = self
             .attached
             .values()
+            .filter(|a| a.is_level() || minted - a.rows > HYDRATION_ROWS)
             .map(|a| a.progress.next())
             .min()
             .unwrap_or(Tick::MAX);
@@ -275,6 +299,12 @@ impl Minter {
             Request::Read(mark) => self.marks.reads.push(mark),
             Request::Epoch(sink) => self.marks.epochs.push(sink),
             Request::Checkpoint { id, done } => self.checkpoints.push((id, done)),
+            Request::Replace {
+                old,
+                new,
+                checkpoint,
+                done,
+            } => self.replace(old, new, (checkpoint, done)),
             Request::Drop(ids) => {
                 for id in ids.iter() {
                     self.sources.remove(id);
@@ -360,6 +390,8 @@ impl Minter {
                 is_sink,
                 fingerprint,
                 progress,
+                at,
+                rows: self.rows_minted,
             },
         );
         let attach = Attach {
@@ -388,6 +420,9 @@ impl Minter {
                 is_sink,
                 fingerprint,
                 progress,
+                // It reads no history.
+                at: 0,
+                rows: self.rows_minted,
             },
         );
         let attach = Attach {
@@ -401,8 +436,37 @@ impl Minter {
         }
     }
 
+    /// Mints the tick of a replacement.
+    fn replace(
+        &mut self,
+        old: RelationId,
+        new: RelationId,
+        checkpoint: (u64, oneshot::Sender<Result<Finished>>),
+    ) {
+        if !self.attached.contains_key(&new) {
+            let gone = Error::new(ErrorKind::Conflict, "the replacement was dropped");
+            // The caller may have given up.
+            let _ = checkpoint.1.send(Err(gone));
+            return;
+        }
+        let at = env::now_ms().max(self.last + 1);
+        // Before anything of the tick can be shown.
+        self.shared.held_from.send_replace(Some(at));
+        for worker in &self.workers {
+            worker.send(Command::Replace { old, new, at });
+        }
+        self.attached.remove(&old);
+        self.checkpoints.insert(0, checkpoint);
+        let with_rows = !self.is_full();
+        self.mint_at(at, with_rows);
+        env::failpoint("replace.tick.after");
+    }
+
     fn mint(&mut self, with_rows: bool) {
-        let tick = env::now_ms().max(self.last + 1);
+        self.mint_at(env::now_ms().max(self.last + 1), with_rows);
+    }
+
+    fn mint_at(&mut self, tick: Tick, with_rows: bool) {
         let width = self.workers.len();
         let mut binding = Binding {
             tick,
@@ -432,6 +496,9 @@ impl Minter {
             let (id, done) = waiting.remove(0);
             self.checkpoints = waiting;
             marks.checkpoint = Some(id);
+            let unlevel = self.attached.iter().filter(|(_, a)| !a.is_level());
+            marks.unlevel = unlevel.map(|(id, _)| *id).collect();
+            let level = |id: &RelationId| !marks.unlevel.contains(id);
             let begin = Begin {
                 id,
                 tick,
@@ -443,15 +510,16 @@ impl Minter {
                 views: self
                     .attached
                     .iter()
-                    .filter(|(_, a)| !a.is_sink)
+                    .filter(|(id, a)| !a.is_sink && level(id))
                     .map(|(id, a)| (*id, a.fingerprint))
                     .collect(),
                 sinks: self
                     .attached
                     .iter()
-                    .filter(|(_, a)| a.is_sink)
+                    .filter(|(id, a)| a.is_sink && level(id))
                     .map(|(id, _)| *id)
                     .collect(),
+                unlevel: marks.unlevel.clone(),
                 started: Instant::now(),
                 done,
             };
@@ -492,6 +560,7 @@ impl Minter {
         }
         self.in_flight.push_back((tick, count, Instant::now()));
         self.rows_in_flight += count;
+        self.rows_minted += count;
     }
 
     /// Replays a binding: reads exactly its offsets and publishes it as it was.

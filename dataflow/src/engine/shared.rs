@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::backfill::BackfillStatus;
 use crate::checkpoint::manifest::SourceState;
 use crate::ingest::lock;
 use crate::plan::RelationId;
@@ -37,6 +38,9 @@ pub struct Shared {
     pub queued_bytes: Arc<AtomicU64>,
     pub sources: Mutex<BTreeMap<RelationId, Arc<SourceStatus>>>,
     pub stats: Stats,
+    /// Nothing from this tick on may be shown: a new plan has taken the place of an old one at it, and no
+    /// checkpoint holds that yet. A crash would bring the old one back.
+    pub held_from: tokio::sync::watch::Sender<Option<Tick>>,
     /// Asks for a checkpoint before the next one is due.
     pub checkpoint_soon: tokio::sync::Notify,
 }
@@ -132,4 +136,6 @@ pub struct Status {
     pub offsets: BTreeMap<String, u64>,
     /// Sinks: the destination holds everything below.
     pub committed: Option<Tick>,
+    /// History that is being read, for this relation or for what is to replace it.
+    pub backfill: Option<BackfillStatus>,
 }

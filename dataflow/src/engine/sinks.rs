@@ -314,10 +314,12 @@ impl CommitTask {
                 let _ = self.context.parts.0.send(message);
             }
             if epoch {
-                if *self.confirmed.borrow() {
+                let held = *self.context.shared.held_from.borrow();
+                if *self.confirmed.borrow() && held.is_none_or(|from| upper <= from) {
                     self.commit(upper).await;
                 } else {
-                    // Not part of a checkpoint yet: the next epoch takes these files along.
+                    // The sink, or a new plan before it, is not part of a checkpoint yet: the next epoch
+                    // takes these files along.
                     self.status.fresh.store(true, Ordering::Relaxed);
                 }
             }

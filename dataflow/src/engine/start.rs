@@ -33,7 +33,7 @@ use crate::remap::{self, RemapLog, Takeover};
 use crate::tick::TickInfo;
 use crate::time::Tick;
 use crate::worker;
-use crate::worker::command::{AddSource, Body, Command, Install, Progress, WorkerHandle};
+use crate::worker::command::{AddSource, Command, WorkerHandle};
 
 /// The shortest time between two ticks.
 const TICK_MIN: std::time::Duration = std::time::Duration::from_millis(10);
@@ -41,12 +41,27 @@ const TICK_MIN: std::time::Duration = std::time::Duration::from_millis(10);
 /// What a checkpoint holds, by dataflow.
 type State = BTreeMap<RelationId, Arc<RestoredDataflow>>;
 
-struct Found {
+/// The checkpoint a start begins at. See [`Engine::find`].
+pub struct Found {
     manifest: Option<CheckpointManifest>,
     state: State,
     latest: Option<u64>,
     kept: Vec<Kept>,
     next_id: u64,
+}
+
+impl std::fmt::Debug for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Found({:?})", self.latest)
+    }
+}
+
+impl Found {
+    /// Whether the checkpoint holds a view's dataflow.
+    pub fn holds(&self, dataflow: RelationId) -> bool {
+        let manifest = self.manifest.as_ref();
+        manifest.is_some_and(|m| m.views.contains_key(&dataflow))
+    }
 }
 
 /// Step 1.
@@ -186,14 +201,31 @@ fn start_workers(count: usize, parts: PartSender) -> Result<Workers> {
 }
 
 impl Engine {
+    /// Looks for the last good checkpoint: what it holds decides which plan of a view that was being
+    /// replaced is the valid one.
+    pub async fn find(config: &EngineConfig, meta: &dyn Meta) -> Result<Found> {
+        let store = CheckpointStore::local(config.dir.clone())?;
+        find(&store, meta, config.incarnation).await
+    }
+
     /// Starts the engine with what the catalog lists. See [`super`].
     pub async fn start(
         config: EngineConfig,
         meta: Arc<dyn Meta>,
         items: Vec<Item>,
     ) -> Result<Self> {
+        let found = Self::find(&config, meta.as_ref()).await?;
+        Self::start_at(config, meta, found, items).await
+    }
+
+    /// As [`Engine::start`], from what [`Engine::find`] has found.
+    pub async fn start_at(
+        config: EngineConfig,
+        meta: Arc<dyn Meta>,
+        found: Found,
+        items: Vec<Item>,
+    ) -> Result<Self> {
         let store = CheckpointStore::local(config.dir.clone())?;
-        let found = find(&store, meta.as_ref(), config.incarnation).await?;
         let remap_dir = config.dir.join("remap");
         let bindings = match &found.manifest {
             Some(manifest) => remap::read(&remap_dir, manifest.tick)?,
@@ -248,6 +280,7 @@ impl Engine {
             durable,
             log_trouble,
             items: Mutex::new(BTreeMap::new()),
+            backfills: Mutex::default(),
             offers: Mutex::new(BTreeMap::new()),
             next_checkpoint: AtomicU64::new(found.next_id),
             checkpointing: AsyncMutex::new(()),
@@ -270,8 +303,8 @@ impl Engine {
                 Item::Source(item) => engine
                     .add_source(Arc::new(item))
                     .map(|()| tokio::sync::oneshot::channel().1),
-                Item::View(item) => engine.start_view(Arc::new(item)).await,
-                Item::Sink(item) => engine.start_sink(Arc::new(item)).await,
+                Item::View(item) => engine.start_view(Arc::new(item), false).await,
+                Item::Sink(item) => engine.start_sink(Arc::new(item), false).await,
             };
             if let Err(e) = hydrated {
                 engine.note_failed(id, name, kind, e);
@@ -299,14 +332,16 @@ impl Engine {
                     let source = Arc::new(source);
                     self.restore_source(&mut minter, &source, manifest.as_ref(), &found.state);
                 }
-                (Item::View(view), Some(manifest)) if manifest.views.contains_key(&view.id) => {
-                    if manifest.views[&view.id] != view.plan.fingerprint {
+                (Item::View(view), Some(manifest))
+                    if manifest.views.contains_key(&view.dataflow) =>
+                {
+                    if manifest.views[&view.dataflow] != view.plan.fingerprint {
                         // The plan means something else now: its state does not fit, it is built again.
                         tracing::warn!(view = %view.name, "the plan has changed, the view is built again");
                         later.push(Item::View(view));
                         continue;
                     }
-                    if self.inputs(&super::hydrate::wanted(&view.plan)).is_err() {
+                    if self.inputs(&super::install::wanted(&view.plan)).is_err() {
                         // What it reads is built again, so it is too.
                         later.push(Item::View(view));
                         continue;
@@ -399,29 +434,19 @@ impl Engine {
     }
 
     fn restore_view(&self, minter: &mut Minter, item: Arc<ViewItem>, state: &State) -> Result<()> {
-        let inputs = self.inputs(&super::hydrate::wanted(&item.plan))?;
-        self.register_view(&item, &inputs);
-        let progress = Arc::new(Progress::new(
-            minter.workers.len(),
-            Progress::PORTS,
-            Arc::clone(&self.inner.signal),
-        ));
-        let install = Arc::new(Install {
-            id: item.id,
-            name: item.name.clone(),
-            body: Body::View {
-                plan: item.plan.clone(),
-                errors: item.errors,
-                late: item.late,
-            },
-            inputs,
-            restored: Some(state.get(&item.id).cloned().unwrap_or_default()),
-            progress: Arc::clone(&progress),
-        });
+        let state = state.get(&item.dataflow).cloned().unwrap_or_default();
+        let install = self.view_install(&item, false, Some(state))?;
+        self.register_view(&item, &install.inputs);
+        let progress = Arc::clone(&install.progress);
         for worker in &minter.workers {
             worker.send(Command::Install(Arc::clone(&install)));
         }
-        minter.attach_restored(item.id, false, item.plan.fingerprint, Arc::clone(&progress));
+        minter.attach_restored(
+            item.dataflow,
+            false,
+            item.plan.fingerprint,
+            Arc::clone(&progress),
+        );
         let ready = watch::channel(true).1;
         lock(&self.inner.items).insert(
             item.id,
@@ -441,8 +466,6 @@ impl Engine {
         manifest: &CheckpointManifest,
         bound: Tick,
     ) -> Result<()> {
-        let columns = self.offer(item.from)?.schema.fields().len();
-        let inputs = self.inputs(&BTreeMap::from([(item.from, (0..columns).collect())]))?;
         let interval = item
             .commit_interval
             .unwrap_or(self.inner.config.commit_interval);
@@ -468,28 +491,13 @@ impl Engine {
             ))
             .hint("restore engine/remap from a copy, or drop the sink and create it anew, into another table"));
         }
-        let progress = Arc::new(Progress::new(
-            minter.workers.len(),
-            1,
-            Arc::clone(&self.inner.signal),
-        ));
+        let install =
+            self.sink_install(&item, &running, running.skip_below, Some(Arc::default()))?;
+        let progress = Arc::clone(&install.progress);
         progress
             .counters
             .last_rows
             .store(running.pending_below, Ordering::Relaxed);
-        let install = Arc::new(Install {
-            id: item.id,
-            name: item.name.clone(),
-            body: Body::Sink {
-                from: item.from,
-                writers: running.writers,
-                skip_below: running.skip_below,
-                queued_bytes: Arc::clone(&self.inner.shared.queued_bytes),
-            },
-            inputs,
-            restored: Some(Arc::default()),
-            progress: Arc::clone(&progress),
-        });
         for worker in &minter.workers {
             worker.send(Command::Install(Arc::clone(&install)));
         }

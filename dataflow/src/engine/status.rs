@@ -17,6 +17,18 @@ fn get(counter: &AtomicU64) -> u64 {
 impl Engine {
     /// All sources, views and sinks.
     pub fn status(&self) -> Vec<Status> {
+        let mut statuses = self.running();
+        let backfills = lock(&self.inner.backfills);
+        for status in &mut statuses {
+            if let Some(backfill) = backfills.get(&status.id) {
+                status.backfill = Some(backfill.status());
+                status.last_error = status.last_error.take().or_else(|| backfill.last_error());
+            }
+        }
+        statuses
+    }
+
+    fn running(&self) -> Vec<Status> {
         let last = get(&self.inner.shared.last_tick);
         lock(&self.inner.items)
             .iter()
@@ -113,6 +125,7 @@ impl Engine {
                 .map(|(split, (end, _))| (split, end))
                 .collect(),
             committed: None,
+            backfill: None,
         }
     }
 }
@@ -162,5 +175,6 @@ fn flow_status(
         last_error: None,
         offsets: std::collections::BTreeMap::new(),
         committed: None,
+        backfill: None,
     }
 }

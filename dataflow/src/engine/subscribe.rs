@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::Engine;
@@ -31,25 +32,32 @@ pub struct Subscription {
     engine: Engine,
     events: UnboundedReceiver<(usize, Event)>,
     load: Arc<Load>,
+    /// What the subscriber knows of the relation's columns.
+    columns: SchemaRef,
     /// By worker: nothing below follows.
     upto: Vec<Tick>,
     pending: BTreeMap<Tick, Vec<Delta>>,
 }
 
 impl Engine {
-    /// Begins to follow a relation (a view, `$errors`, `$late`, `$rejected`).
-    pub async fn subscribe(&self, id: RelationId) -> Result<Subscription> {
+    /// Begins to follow a relation (a view, `$errors`, `$late`, `$rejected`), of which `columns` are
+    /// shown: a view may get more of them.
+    pub async fn subscribe(&self, id: RelationId, columns: SchemaRef) -> Result<Subscription> {
         let (follow, events) = unbounded_channel();
         let load = Arc::new(Load::default());
         let follower = Follower::new(follow, Arc::clone(&load));
         let read = self.read_with(&[id], Some(follower)).await?;
-        let contents = read.relations.into_values().flatten().collect();
+        let contents = read.relations.into_values().flatten();
+        let contents = contents
+            .map(|batch| first_columns(&columns, batch))
+            .collect::<Result<_>>()?;
         Ok(Subscription {
             tick: read.tick,
             contents,
             engine: self.clone(),
             events,
             load,
+            columns,
             upto: vec![0; self.inner.config.workers],
             pending: BTreeMap::new(),
         })
@@ -67,6 +75,11 @@ impl Subscription {
             {
                 let (tick, deltas) = first.remove_entry();
                 self.engine.wait_durable(tick).await?;
+                let shown = |delta: Delta| {
+                    let batch = first_columns(&self.columns, delta.batch)?;
+                    Ok(Delta::new(batch, delta.diffs))
+                };
+                let deltas = deltas.into_iter().map(shown).collect::<Result<_>>()?;
                 return Ok(Some((tick, deltas)));
             }
             let event = self.events.recv().await;
@@ -92,6 +105,30 @@ impl Subscription {
             }
         }
     }
+}
+
+/// The columns that a subscriber knows. A view that is replaced while nothing depends on it may have
+/// others.
+fn first_columns(columns: &SchemaRef, batch: RecordBatch) -> Result<RecordBatch> {
+    let schema = batch.schema_ref();
+    let known = columns.fields().len();
+    let same = schema.fields().len() >= known
+        && (columns.fields().iter().zip(schema.fields()))
+            .all(|(known, is)| known.name() == is.name() && known.data_type() == is.data_type());
+    if !same {
+        return Err(Error::new(
+            ErrorKind::Conflict,
+            "the columns of the relation have changed",
+        )
+        .hint("subscribe again; the contents come first"));
+    }
+    if schema.fields().len() == known {
+        return Ok(batch);
+    }
+    let first: Vec<usize> = (0..known).collect();
+    batch
+        .project(&first)
+        .map_err(|e| Error::internal(e.to_string()))
 }
 
 /// A read that also leaves a follower behind.

@@ -191,8 +191,8 @@ impl Bed {
             destination: Arc::default(),
         }
     }
-    async fn start(&self, workers: usize, items: Vec<Item>) -> Engine {
-        let config = EngineConfig {
+    fn config(&self, workers: usize) -> EngineConfig {
+        EngineConfig {
             workers,
             dir: self.dir.path().to_path_buf(),
             incarnation: 1,
@@ -200,7 +200,10 @@ impl Bed {
             commit_interval: Duration::from_millis(20),
             max_rows_in_flight: 100_000,
             waiting: Arc::default(),
-        };
+        }
+    }
+    async fn start(&self, workers: usize, items: Vec<Item>) -> Engine {
+        let config = self.config(workers);
         let meta: Arc<dyn Meta> = Arc::clone(&self.meta) as _;
         Engine::start(config, meta, items).await.expect("starts")
     }
@@ -227,6 +230,7 @@ impl Bed {
             id: RelationId(id),
             name: "out".into(),
             from: RelationId(from),
+            columns: 1,
             sink: Arc::new(MemorySink(Arc::clone(&self.destination))),
             commit_interval: None,
         })
@@ -255,6 +259,7 @@ fn divisible(id: u64, from: u64, by: i64) -> Item {
     ];
     Item::View(ViewItem {
         id: RelationId(id),
+        dataflow: RelationId(id),
         name: format!("v{id}"),
         plan: Plan {
             nodes,
@@ -437,6 +442,140 @@ fn a_damaged_checkpoint_is_noticed_and_the_one_before_is_used() {
         std::fs::write(&object, bytes).expect("writes");
         let engine = bed.start(1, items()).await;
         assert_eq!(numbers(&engine, 10).await, expect(1_000, 2));
+        engine.stop().await.expect("stops");
+    });
+}
+
+/// The view `v10` with another plan.
+fn instead(by: i64, dataflow: u64) -> ViewItem {
+    let Item::View(mut view) = divisible(10, 1, by) else {
+        unreachable!("a view")
+    };
+    view.dataflow = RelationId(dataflow);
+    view.plan.fingerprint = dataflow;
+    view
+}
+
+/// Changes of a subscription from now on, added up over its contents.
+async fn follow(subscription: &mut subscribe::Subscription, until: &[i64]) -> usize {
+    let mut rows: BTreeMap<i64, i64> = BTreeMap::new();
+    let add = |rows: &mut BTreeMap<i64, i64>, batch: &RecordBatch, diff: &dyn Fn(usize) -> i64| {
+        let values = batch.column(0).as_primitive::<Int64Type>();
+        for row in 0..batch.num_rows() {
+            *rows.entry(values.value(row)).or_default() += diff(row);
+        }
+    };
+    for batch in &subscription.contents {
+        add(&mut rows, batch, &|_| 1);
+    }
+    let mut ticks = 0;
+    while !rows
+        .iter()
+        .filter(|(_, n)| **n != 0)
+        .map(|(x, _)| x)
+        .eq(until)
+    {
+        let (_, deltas) = (subscription.next().await.expect("no error")).expect("goes on");
+        for delta in &deltas {
+            add(&mut rows, &delta.batch, &|row| delta.diffs.get(row));
+        }
+        assert!(rows.values().all(|n| (0..=1).contains(n)), "{rows:?}");
+        ticks += 1;
+    }
+    ticks
+}
+
+#[test]
+fn a_replaced_view_is_the_old_one_up_to_a_tick_and_the_new_one_from_it_on() {
+    runtime().block_on(async {
+        let bed = Bed::new();
+        let engine = bed.start(3, Vec::new()).await;
+        engine.create(bed.source(u64::MAX)).await.expect("created");
+        engine.create(divisible(10, 1, 2)).await.expect("created");
+        bed.available.store(1000, Ordering::SeqCst);
+        bound(&engine, 1000).await;
+        assert_eq!(numbers(&engine, 10).await, expect(1000, 2));
+        let mut followed = engine
+            .subscribe(RelationId(10), schema())
+            .await
+            .expect("follows");
+        engine.replace(instead(3, 50)).await.expect("replaced");
+        // One tick, in which each row is taken back or inserted once.
+        assert_eq!(follow(&mut followed, &expect(1000, 3)).await, 1);
+        assert_eq!(numbers(&engine, 10).await, expect(1000, 3));
+        bed.available.store(1500, Ordering::SeqCst);
+        bound(&engine, 1500).await;
+        assert_eq!(numbers(&engine, 10).await, expect(1500, 3));
+        assert!(engine.status().iter().all(|s| s.backfill.is_none()));
+        // And again; then a start finds what the checkpoint holds.
+        engine.replace(instead(5, 60)).await.expect("replaced");
+        assert_eq!(numbers(&engine, 10).await, expect(1500, 5));
+        engine.stop().await.expect("stops");
+        let items = vec![bed.source(u64::MAX), Item::View(instead(5, 60))];
+        let engine = bed.start(2, items).await;
+        assert_eq!(numbers(&engine, 10).await, expect(1500, 5));
+        bed.available.store(1600, Ordering::SeqCst);
+        bound(&engine, 1600).await;
+        assert_eq!(numbers(&engine, 10).await, expect(1600, 5));
+        engine.stop().await.expect("stops");
+    });
+}
+
+#[test]
+fn what_cannot_follow_a_replacement_is_asked_first() {
+    runtime().block_on(async {
+        let bed = Bed::new();
+        let engine = bed.start(2, Vec::new()).await;
+        bed.available.store(100, Ordering::SeqCst);
+        engine.create(bed.source(u64::MAX)).await.expect("created");
+        engine.create(divisible(10, 1, 2)).await.expect("created");
+        bound(&engine, 100).await;
+        engine.create(bed.sink(40, 10)).await.expect("created");
+        let refused = engine
+            .replace(instead(3, 50))
+            .await
+            .expect_err("the sink only appends");
+        assert!(refused.old_stays && refused.error.message.contains("only appends"));
+        engine.drop_items(&[RelationId(40)]).await.expect("dropped");
+        engine.create(divisible(20, 10, 3)).await.expect("created");
+        let refused = engine
+            .replace(instead(3, 50))
+            .await
+            .expect_err("v20 only grows");
+        assert!(refused.old_stays && refused.error.message.contains("v20"));
+        assert_eq!(numbers(&engine, 20).await, expect(100, 6));
+        engine.drop_items(&[RelationId(20)]).await.expect("dropped");
+        engine.replace(instead(3, 50)).await.expect("replaced");
+        assert_eq!(numbers(&engine, 10).await, expect(100, 3));
+        engine.stop().await.expect("stops");
+    });
+}
+
+#[test]
+fn a_crash_during_a_replacement_brings_back_what_the_checkpoint_holds() {
+    runtime().block_on(async {
+        let bed = Bed::new();
+        let engine = bed.start(2, Vec::new()).await;
+        bed.available.store(500, Ordering::SeqCst);
+        engine.create(bed.source(u64::MAX)).await.expect("created");
+        engine.create(divisible(10, 1, 2)).await.expect("created");
+        bound(&engine, 500).await;
+        let before = *lock(&bed.meta.0);
+        engine.replace(instead(3, 50)).await.expect("replaced");
+        // As if `latest` had not been moved: the checkpoint before holds the old plan only.
+        let kept = *lock(&bed.meta.0);
+        assert_ne!(kept, before);
+        *lock(&bed.meta.0) = before;
+        let config = bed.config(2);
+        let found = Engine::find(&config, bed.meta.as_ref())
+            .await
+            .expect("found");
+        assert!(!found.holds(RelationId(50)));
+        *lock(&bed.meta.0) = kept;
+        let found = Engine::find(&config, bed.meta.as_ref())
+            .await
+            .expect("found");
+        assert!(found.holds(RelationId(50)) && !found.holds(RelationId(10)));
         engine.stop().await.expect("stops");
     });
 }

@@ -7,7 +7,7 @@ use arrow::datatypes::{Schema, SchemaRef};
 
 use super::runs::{FrozenRuns, Runs};
 use super::table::{FrozenTable, Table};
-use crate::delta::Delta;
+use crate::delta::{Delta, Diffs};
 use crate::error::Result;
 use crate::key::Share;
 use crate::state::{Part, Stateful, StoredPart};
@@ -65,6 +65,45 @@ impl Contents {
             Self::Table(table) => table.schema(),
             Self::Runs(runs) => runs.schema(),
         }
+    }
+}
+
+/// The changes with each row once, by its net diff; rows that come and go are left out.
+pub fn consolidate(schema: &SchemaRef, changes: &[Delta]) -> Result<Vec<Delta>> {
+    let mut table = Table::new(schema, Share::ALL)?;
+    table.apply(changes)?;
+    let net = FrozenContents::Table(table.freeze_rows());
+    let chunks = (0..net.chunks()).map(|chunk| net.chunk_deltas(chunk));
+    Ok(chunks
+        .collect::<Result<Vec<_>>>()?
+        .into_iter()
+        .flatten()
+        .collect())
+}
+
+/// What turns `old` into `new`. Where both have the same columns each row appears once.
+pub fn difference(old: &FrozenContents, new: &FrozenContents) -> Result<Vec<Delta>> {
+    let mut changes = Vec::new();
+    for chunk in 0..old.chunks() {
+        for delta in old.chunk_deltas(chunk)? {
+            let gone = (0..delta.len()).map(|row| -delta.diffs.get(row)).collect();
+            changes.push(Delta::new(delta.batch, Diffs::from_vec(gone)));
+        }
+    }
+    for chunk in 0..new.chunks() {
+        changes.extend(new.chunk_deltas(chunk)?);
+    }
+    let (before, after) = (old.schema().fields(), new.schema().fields());
+    let same = before.len() == after.len()
+        && before
+            .iter()
+            .zip(after)
+            .all(|(a, b)| a.name() == b.name() && a.data_type() == b.data_type());
+    if same {
+        consolidate(new.schema(), &changes)
+    } else {
+        // Rows of other columns are other rows.
+        Ok(changes)
     }
 }
 

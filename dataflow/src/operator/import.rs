@@ -15,6 +15,7 @@ use timely::dataflow::operators::generic::operator::source;
 use timely::dataflow::{Scope, Stream};
 
 use crate::delta::Delta;
+use crate::kernel::contents::consolidate;
 use crate::tap::{Item, SharedQueue};
 use crate::time::Tick;
 use crate::worker::command::{Counters, Progress};
@@ -62,6 +63,18 @@ impl Picker {
         Counters::add(&counters.rows_in, picked.len());
         Counters::add(&counters.bytes_in, picked.bytes());
         picked
+    }
+
+    /// The changes that are left when only some columns are looked at: rows may differ in others.
+    fn pick_difference(&mut self, changes: Vec<Delta>) -> Vec<Delta> {
+        let narrower = changes
+            .iter()
+            .any(|delta| delta.batch.num_columns() > self.schema.fields().len());
+        let picked: Vec<Delta> = changes.into_iter().map(|delta| self.pick(delta)).collect();
+        if !narrower {
+            return picked;
+        }
+        consolidate(&self.schema, &picked).expect("a relation's columns can be kept as rows")
     }
 }
 
@@ -127,6 +140,12 @@ pub fn import<'s>(
                         output
                             .session_with_builder(&cap.delayed(&tick))
                             .give_container(&mut delta);
+                    }
+                    Some(Item::Difference(tick, changes)) => {
+                        let cap = cap.delayed(&tick);
+                        for mut delta in picker.pick_difference(changes) {
+                            output.session_with_builder(&cap).give_container(&mut delta);
+                        }
                     }
                     Some(Item::Upto(tick)) => {
                         if tick > *cap.time() {

@@ -48,6 +48,12 @@ pub enum Command {
         rows: Vec<(RelationId, Delta)>,
         rejected: Vec<(RelationId, Delta)>,
     },
+    /// From tick `at` on, the next one, `new` shows what `old` showed.
+    Replace {
+        old: RelationId,
+        new: RelationId,
+        at: Tick,
+    },
     Drop(Arc<[RelationId]>),
     Stop,
 }
@@ -81,6 +87,7 @@ pub struct InputInfo {
 
 #[derive(Debug)]
 pub struct Install {
+    /// The dataflow; that of a view has another id than its relation once the view was replaced.
     pub id: RelationId,
     pub name: String,
     pub body: Body,
@@ -93,9 +100,12 @@ pub struct Install {
 #[derive(Debug)]
 pub enum Body {
     View {
+        relation: RelationId,
         plan: Plan,
         errors: RelationId,
         late: RelationId,
+        /// It is to replace a running one: nothing of it is shown before that.
+        hidden: bool,
     },
     Sink {
         from: RelationId,
@@ -164,6 +174,14 @@ impl Counters {
         bytes: u64,
     ) {
         crate::ingest::lock(&self.state).insert((worker, stage), (operator, rows, bytes));
+    }
+    /// Rows of the contents of a view whose plan has `nodes` nodes, over all workers.
+    pub fn contents(&self, nodes: usize) -> u64 {
+        let state = crate::ingest::lock(&self.state);
+        let contents = state
+            .iter()
+            .filter(|((_, stage), _)| *stage as usize == nodes);
+        contents.map(|(_, (_, rows, _))| *rows).sum()
     }
     /// Rows and bytes of state by operator, over all workers.
     pub fn operators(&self) -> Vec<(String, u64, u64)> {

@@ -57,6 +57,7 @@ pub(crate) fn bind(
         name: create.name,
         lake: create.lake,
         if_not_exists: create.if_not_exists,
+        or_replace: create.or_replace,
         on_error,
         allowed_lateness_us,
         emit,

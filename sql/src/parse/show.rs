@@ -78,6 +78,7 @@ pub(crate) fn show(cursor: &mut Cursor<'_>) -> Result<Statement> {
         (&["sinks"], Show::Sinks),
         (&["tables"], Show::Tables),
         (&["jobs"], Show::Jobs),
+        (&["backfills"], Show::Backfills),
         (&["all"], Show::All),
     ] {
         if cursor.take_words(words) {
@@ -85,8 +86,9 @@ pub(crate) fn show(cursor: &mut Cursor<'_>) -> Result<Statement> {
         }
     }
     let found = cursor.peek_word().unwrap_or_default();
-    let error =
-        cursor.unexpected("SOURCES, VIEWS, MATERIALIZED VIEWS, SINKS, TABLES, JOBS, ALL or CREATE");
+    let error = cursor.unexpected(
+        "SOURCES, VIEWS, MATERIALIZED VIEWS, SINKS, TABLES, JOBS, BACKFILLS, ALL or CREATE",
+    );
     let known = [
         "sources",
         "views",
@@ -94,6 +96,7 @@ pub(crate) fn show(cursor: &mut Cursor<'_>) -> Result<Statement> {
         "sinks",
         "tables",
         "jobs",
+        "backfills",
         "all",
         "create",
     ];

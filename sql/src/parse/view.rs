@@ -50,10 +50,19 @@ pub(crate) fn create_view(cursor: &mut Cursor<'_>) -> Result<CreateView> {
 pub(crate) fn create_materialized(
     cursor: &mut Cursor<'_>,
     emit: Option<EmitClause>,
+    or_replace: bool,
 ) -> Result<CreateMaterializedView> {
     cursor.expect_words(&["materialized"])?;
     cursor.expect_words(&["view"])?;
+    let position = cursor.position();
     let if_not_exists = cursor.if_not_exists();
+    if if_not_exists && or_replace {
+        return Err(
+            crate::error::syntax("OR REPLACE and IF NOT EXISTS exclude each other")
+                .position(position)
+                .hint("one replaces a view that exists, the other leaves it"),
+        );
+    }
     let (name, lake) = cursor.view_name()?;
     no_columns(cursor)?;
     let options = if cursor.take_words(&["with"]) {
@@ -66,6 +75,7 @@ pub(crate) fn create_materialized(
         name,
         lake,
         if_not_exists,
+        or_replace,
         options,
         query: cursor.query()?,
         emit,

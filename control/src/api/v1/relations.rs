@@ -1,7 +1,8 @@
-//! `GET /api/v1/{views,sources,sinks,jobs}` and `…/{name}`: what exists and how it runs.
+//! `GET /api/v1/{views,sources,sinks,jobs,backfills}` and `…/{name}`: what exists and how it runs.
 
 use std::collections::BTreeMap;
 
+use millrace_dataflow::engine::backfill::BackfillStatus;
 use millrace_dataflow::engine::shared::Status;
 use millrace_dataflow::plan::RelationId;
 use millrace_dataflow::time::{END_OF_TIME, NO_WATERMARK};
@@ -19,6 +20,7 @@ pub enum Resource {
     Sources,
     Sinks,
     Jobs,
+    Backfills,
 }
 
 impl Resource {
@@ -29,6 +31,7 @@ impl Resource {
             Self::Sources => "sources",
             Self::Sinks => "sinks",
             Self::Jobs => "jobs",
+            Self::Backfills => "backfills",
         }
     }
 }
@@ -46,6 +49,9 @@ pub fn one(coordinator: &Coordinator, resource: Resource, name: &str) -> Option<
 }
 
 fn rows(coordinator: &Coordinator, resource: Resource) -> Vec<Value> {
+    if resource == Resource::Backfills {
+        return backfills(coordinator);
+    }
     let world = coordinator.world();
     let status: BTreeMap<RelationId, Status> = coordinator
         .status()
@@ -56,7 +62,7 @@ fn rows(coordinator: &Coordinator, resource: Resource) -> Vec<Value> {
         Resource::Views => &[Kind::View, Kind::MaterializedView],
         Resource::Sources => &[Kind::Source],
         Resource::Sinks => &[Kind::Sink],
-        Resource::Jobs => &[Kind::MaterializedView, Kind::Sink],
+        Resource::Jobs | Resource::Backfills => &[Kind::MaterializedView, Kind::Sink],
     };
     let mut rows = Vec::new();
     for entry in world.entries.values() {
@@ -121,12 +127,43 @@ fn relation(
             "error_rows": live.error_rows,
             "offsets": live.offsets,
             "committed": live.committed,
+            "backfill": live.backfill.as_ref().map(backfill),
         });
         if let Value::Object(facts) = facts {
             row.extend(facts);
         }
     }
     row
+}
+
+/// What is read of history, and how far that is.
+fn backfill(backfill: &BackfillStatus) -> Value {
+    let inputs = backfill.inputs.iter().map(|input| {
+        json!({"name": input.name, "unit": input.unit, "done": input.done, "total": input.total})
+    });
+    json!({
+        "what": backfill.what,
+        "phase": backfill.phase,
+        "rows": backfill.rows,
+        "rows_per_s": backfill.rows_per_s,
+        "elapsed_ms": backfill.elapsed_ms,
+        "done": backfill.done,
+        "total": backfill.total,
+        "percent": backfill.percent,
+        "inputs": inputs.collect::<Vec<_>>(),
+    })
+}
+
+/// What reads history, also what is no object yet because its creation has not ended.
+fn backfills(coordinator: &Coordinator) -> Vec<Value> {
+    let rows = coordinator.status().into_iter().filter_map(|status| {
+        let mut row = backfill(status.backfill.as_ref()?);
+        row["name"] = status.name.into();
+        row["kind"] = status.kind.into();
+        row["last_error"] = status.last_error.into();
+        Some(row)
+    });
+    rows.collect()
 }
 
 /// A watermark for people: RFC 3339, `infinity` for a source that has ended.
