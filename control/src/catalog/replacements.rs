@@ -1,13 +1,29 @@
 //! New definitions of views that are being prepared, and how they become the valid ones.
 
-use std::collections::BTreeMap;
-
 use millrace_dataflow::error::{Error, ErrorKind, Result};
 use millrace_dataflow::plan::RelationId;
 use sqlx::Row;
 
-use super::sqlite::failed;
-use super::{Replacement, Seen, SqliteCatalog};
+use super::sqlite::{failed, object};
+use super::{Kind, Object, Replacement, SqliteCatalog};
+
+/// What reads `name`, directly or through logical views, whose texts are part of their readers.
+fn readers<'a>(objects: &'a [Object], name: &'a str) -> Vec<&'a Object> {
+    let mut found: Vec<&Object> = Vec::new();
+    let mut open = vec![name];
+    while let Some(name) = open.pop() {
+        for object in objects {
+            let reads = object.depends_on.iter().any(|read| read == name);
+            if reads && found.iter().all(|known| known.id != object.id) {
+                found.push(object);
+                if object.kind == Kind::View {
+                    open.push(&object.name);
+                }
+            }
+        }
+    }
+    found
+}
 
 fn damaged(e: serde_json::Error) -> Error {
     Error::new(
@@ -87,24 +103,21 @@ impl SqliteCatalog {
         .fetch_one(&mut *tx)
         .await
         .map_err(failed)?;
-        let rows = sqlx::query("SELECT id, depends_on, seen FROM millrace_objects")
+        let rows = sqlx::query("SELECT * FROM millrace_objects")
             .fetch_all(&mut *tx)
             .await
             .map_err(failed)?;
-        for row in rows {
-            let id: i64 = row.try_get("id").map_err(failed)?;
-            let text = |name: &str| -> Result<String> { row.try_get(name).map_err(failed) };
-            let reads: Vec<String> = serde_json::from_str(&text("depends_on")?).map_err(damaged)?;
-            let mut seen: BTreeMap<String, Seen> =
-                serde_json::from_str(&text("seen")?).map_err(damaged)?;
+        let objects = rows.iter().map(object).collect::<Result<Vec<_>>>()?;
+        for reader in readers(&objects, &name) {
+            let mut seen = reader.seen.clone();
             // What a reader knew first is what it was planned for.
-            if !reads.contains(&name) || seen.contains_key(&name) {
+            if seen.contains_key(&name) {
                 continue;
             }
             seen.insert(name.clone(), new.before.clone());
             sqlx::query("UPDATE millrace_objects SET seen = ? WHERE id = ?")
                 .bind(serde_json::to_string(&seen).expect("numbers serialize"))
-                .bind(id)
+                .bind(reader.id.0 as i64)
                 .execute(&mut *tx)
                 .await
                 .map_err(failed)?;
