@@ -2,8 +2,9 @@
 //!
 //! # Contract
 //!
-//! * Statements that change something run one at a time, under the writer's lock; reads take the
-//!   current [`World`], an immutable picture, and wait for nobody.
+//! * Statements that change something run one at a time, under the writer's lock, but for the time in
+//!   which they read history ([`busy`]); reads take the current [`World`], an immutable picture, and
+//!   wait for nobody.
 //! * A change that has begun runs to its end even if the client that asked for it goes away, unless
 //!   another statement calls off what it reads. A read ends with its client.
 //! * Planning runs on the threads of queries: a panic there is an error of that statement. What
@@ -16,6 +17,7 @@
 //! ```
 
 mod backfill;
+mod busy;
 mod create;
 mod drop;
 mod explain;
@@ -27,6 +29,7 @@ mod select;
 pub mod show;
 mod world;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -63,6 +66,10 @@ struct Inner {
     outside: facts::Outside,
     world: RwLock<Arc<World>>,
     writer: Arc<tokio::sync::Mutex<()>>,
+    /// What is changed without that lock.
+    busy: Arc<busy::Busy>,
+    /// The service ends: what is half-way is left to the next start.
+    stopping: AtomicBool,
     policy: Policy,
     /// Memory and scratch files of all queries together.
     query_env: Arc<RuntimeEnv>,
@@ -70,6 +77,9 @@ struct Inner {
     service: Handle,
     restart: tokio::sync::Notify,
 }
+
+/// Held by the statement that changes the catalog.
+type WriterLock = tokio::sync::OwnedMutexGuard<()>;
 
 /// Where the number of workers is kept.
 const WORKERS: &str = "workers";
@@ -104,13 +114,13 @@ impl Coordinator {
         }
         let changes = creates.is_some() || matches!(parsed.statement, Statement::Drop(_));
         let gone = match &parsed.statement {
-            Statement::Drop(drop) => self.cancel_for_drop(&self.world(), drop),
+            Statement::Drop(drop) => self.cancel_for_drop(&self.world(), drop).await,
             _ => Vec::new(),
         };
         let purified = purify(parsed, &self.0.outside).await?;
         // Held from binding to the end of the change, so that what was bound still is.
         let lock = match changes {
-            true => Some(Arc::clone(&self.0.writer).lock_owned().await),
+            true => Some(self.lock().await),
             false => None,
         };
         let world = self.world();
@@ -146,7 +156,7 @@ impl Coordinator {
         lake: prepare::LakeSchemas,
         world: &Arc<World>,
         gone: Vec<String>,
-        lock: tokio::sync::OwnedMutexGuard<()>,
+        lock: WriterLock,
     ) -> Result<Answer> {
         let me = self.clone();
         let world = Arc::clone(world);
@@ -160,11 +170,10 @@ impl Coordinator {
                 // Only a statement that may replace comes here with a name that is taken.
                 let exists = world.entries.contains_key(&draft.name);
                 self.0.service.spawn(async move {
-                    let changed = match exists {
-                        true => me.replace(&world, draft).await,
-                        false => me.create(&world, draft).await,
-                    };
-                    (lock, changed).1
+                    match exists {
+                        true => me.replace(lock, &world, draft).await,
+                        false => me.create(lock, draft).await,
+                    }
                 })
             }
         };
@@ -216,6 +225,10 @@ impl Coordinator {
         }
     }
 
+    async fn lock(&self) -> WriterLock {
+        Arc::clone(&self.0.writer).lock_owned().await
+    }
+
     /// What exists now.
     pub fn world(&self) -> Arc<World> {
         Arc::clone(
@@ -262,6 +275,7 @@ impl Coordinator {
     /// Final checkpoint; sinks commit what they can.
     pub async fn stop(&self) -> Result<()> {
         // A change that is half-way (a view reading history) is finished by the next start.
+        self.0.stopping.store(true, Ordering::SeqCst);
         let _lock = tokio::time::timeout(FINISH, self.0.writer.lock()).await;
         let stopped = self.0.engine.stop().await;
         self.0.catalog.close().await;

@@ -30,14 +30,13 @@ impl Coordinator {
         if !cancel(&found) {
             return Err(not_now(format!("the backfill of \"{name}\" is complete")));
         }
-        // The statement takes back what it had done under this lock.
-        drop(self.0.writer.lock().await);
+        self.0.busy.ended(name).await;
         Ok(Answer::done())
     }
 
     /// A DROP calls off the creation or the replacement of what it drops, instead of waiting for it.
     /// The names of which nothing will be left.
-    pub(super) fn cancel_for_drop(&self, world: &World, statement: &Drop) -> Vec<String> {
+    pub(super) async fn cancel_for_drop(&self, world: &World, statement: &Drop) -> Vec<String> {
         let mut gone = Vec::new();
         for name in &statement.names {
             let exists = world.entries.contains_key(name);
@@ -53,8 +52,11 @@ impl Coordinator {
             if exists && used && !statement.cascade {
                 continue;
             }
-            if cancel(&found) && !exists {
-                gone.push(name.clone());
+            if cancel(&found) {
+                self.0.busy.ended(name).await;
+                if !exists {
+                    gone.push(name.clone());
+                }
             }
         }
         gone

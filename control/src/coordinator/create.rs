@@ -1,6 +1,6 @@
 //! `CREATE …`: the row first, then the engine; a change that the engine refuses leaves no row.
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use millrace_dataflow::env;
 use millrace_dataflow::error::Result;
@@ -8,7 +8,7 @@ use millrace_sql::parse::Statement;
 use tracing::{info, warn};
 
 use super::prepare::{self, Draft};
-use super::{Coordinator, World};
+use super::{Coordinator, World, WriterLock};
 use crate::error::duplicate_relation;
 use crate::session::{Answer, Notice};
 
@@ -60,33 +60,52 @@ pub(super) fn exists_already(
 }
 
 impl Coordinator {
-    /// Creates what was planned. Runs under the writer's lock.
-    pub(super) async fn create(&self, world: &Arc<World>, draft: Draft) -> Result<Answer> {
+    /// Creates what was planned. The writer's lock is not held while the engine reads history.
+    pub(super) async fn create(&self, lock: WriterLock, draft: Draft) -> Result<Answer> {
         let inner = &self.0;
+        let table = draft.table().map(ToString::to_string);
+        let mut uses = draft.depends_on.clone();
+        uses.extend(table.clone());
+        inner
+            .busy
+            .check_free([&draft.name].into_iter().chain(&table))?;
+        let read = |name: &String| self.world().upstream(name);
+        inner
+            .busy
+            .check_readable(&draft.depends_on.iter().flat_map(read).collect())?;
         let notices = draft.notices.clone();
         prepare::validate(&draft, &inner.outside).await?;
         let first = inner.catalog.take_ids(prepare::ids_needed(&draft)).await?;
         let object = prepare::object(&draft, first, env::now_ms());
-        let mut table = draft.table().map(ToString::to_string);
-        if let Some(name) = &table
-            && inner.outside.table_exists(name).await?
-        {
-            table = None;
-        }
+        let made_table = match table {
+            Some(name) if !inner.outside.table_exists(&name).await? => Some(name),
+            _ => None,
+        };
         let made = prepare::connect(draft, object, &inner.outside).await?;
         inner.catalog.insert(&made.entry.object).await?;
+        let _claim = inner.busy.claim(&made.entry.object.name, false, &uses);
+        drop(lock);
         let mut begun = Vec::new();
+        let mut created = Ok(());
         for item in made.items {
-            let id = item.id();
-            if let Err(error) = inner.engine.create(item).await {
-                self.undo(&begun, &made.entry.object, table.as_deref())
-                    .await;
-                return Err(error);
+            begun.push(item.id());
+            created = inner.engine.create(item).await;
+            if created.is_err() {
+                begun.pop();
+                break;
             }
-            begun.push(id);
+        }
+        let _lock = self.lock().await;
+        if let Err(error) = created {
+            // What a stop has interrupted is finished by the next start.
+            if !inner.stopping.load(Ordering::SeqCst) {
+                self.undo(&begun, &made.entry.object, made_table.as_deref())
+                    .await;
+            }
+            return Err(error);
         }
         info!(target: "millrace", name = made.entry.object.name, kind = made.entry.object.kind.as_str(), "created");
-        self.publish(world.with(made.entry, Some(made.picture)));
+        self.publish(self.world().with(made.entry, Some(made.picture)));
         let mut answer = Answer::done();
         answer
             .notices

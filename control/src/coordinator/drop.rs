@@ -24,6 +24,7 @@ impl Coordinator {
         statement: Drop,
         gone: &[String],
     ) -> Result<Answer> {
+        self.0.busy.check_free(statement.names.iter())?;
         if statement.kind == ObjectKind::Table {
             return self.drop_tables(world, statement).await;
         }
@@ -60,6 +61,7 @@ impl Coordinator {
         doomed: &BTreeSet<String>,
         answer: &mut Answer,
     ) -> Result<()> {
+        self.0.busy.check_free(doomed.iter())?;
         let objects = doomed.iter().filter_map(|n| world.entries.get(n));
         let objects = in_order(objects.map(|entry| entry.object.clone()).collect());
         let entries: Vec<_> = (objects.iter().rev())

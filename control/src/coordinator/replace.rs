@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 
 use super::prepare::{self, Draft};
 use super::world::{Detail, Entry};
-use super::{Coordinator, World};
+use super::{Coordinator, World, WriterLock};
 use crate::catalog::{Kind, Replacement, Seen};
 use crate::session::{Answer, Notice};
 
@@ -29,9 +29,19 @@ use crate::session::{Answer, Notice};
 const PAUSE: Duration = Duration::from_millis(500);
 
 impl Coordinator {
-    /// Replaces a view. Runs under the writer's lock.
-    pub(super) async fn replace(&self, world: &Arc<World>, draft: Draft) -> Result<Answer> {
+    /// Replaces a view. The writer's lock is not held while the engine reads history.
+    pub(super) async fn replace(
+        &self,
+        lock: WriterLock,
+        world: &Arc<World>,
+        draft: Draft,
+    ) -> Result<Answer> {
         let inner = &self.0;
+        inner.busy.check_free([&draft.name].into_iter())?;
+        let read = |name: &String| world.upstream(name);
+        inner
+            .busy
+            .check_readable(&draft.depends_on.iter().flat_map(read).collect())?;
         let entry = world
             .entries
             .get(&draft.name)
@@ -66,7 +76,11 @@ impl Coordinator {
         });
         let view = view.ok_or_else(|| Error::internal("a view without a dataflow"))?;
         inner.catalog.insert_replacement(&new).await?;
-        if let Err(failed) = inner.engine.replace(view).await {
+        let _claim = inner.busy.claim(&entry.object.name, true, &new.depends_on);
+        drop(lock);
+        let replaced = inner.engine.replace(view).await;
+        let _lock = self.lock().await;
+        if let Err(failed) = replaced {
             if failed.old_stays
                 && let Err(error) = inner.catalog.forget_replacement(new.object).await
             {
@@ -84,7 +98,7 @@ impl Coordinator {
             tokio::time::sleep(PAUSE).await;
         }
         info!(target: "millrace", name = entry.object.name, "replaced");
-        self.publish(world.with(made.entry, Some(made.picture)));
+        self.publish(self.world().with(made.entry, Some(made.picture)));
         answer
             .notices
             .extend(notices.into_iter().map(Notice::remark));

@@ -7,6 +7,7 @@
 //! * One that cannot be planned any more, or whose plan is another one (state would not fit), is
 //!   kept as FAILED with the reason, and so is what reads it; the others run.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
 
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
@@ -87,6 +88,8 @@ pub(super) async fn start(
         outside,
         world: RwLock::new(Arc::new(world)),
         writer: Arc::default(),
+        busy: Arc::default(),
+        stopping: AtomicBool::new(false),
         policy,
         query_env,
         service: tokio::runtime::Handle::current(),

@@ -170,25 +170,24 @@ impl Engine {
         hydration: &Hydration,
         item: &Arc<ViewItem>,
     ) -> Result<()> {
-        {
-            let _one = self.inner.checkpointing.lock().await;
-            let replace = |checkpoint, done| Request::Replace {
-                old: old.dataflow,
-                new: item.dataflow,
-                checkpoint,
-                done,
-            };
-            let mut result = self.checkpoint_by(replace).await;
-            while let Err(e) = result {
-                let held = self.inner.shared.held_from.borrow().is_some();
-                if !held || e.kind == ErrorKind::Conflict || *self.inner.stopped.borrow() {
-                    return Err(e);
-                }
-                tracing::error!(view = %item.name, error = %e, "replaced, but no checkpoint holds it yet");
-                tokio::time::sleep(PAUSE).await;
-                let again = |id, done| Request::Checkpoint { id, done };
-                result = self.checkpoint_by(again).await;
+        // To the end: what is held back is that of one replacement.
+        let _one = self.inner.checkpointing.lock().await;
+        let replace = |checkpoint, done| Request::Replace {
+            old: old.dataflow,
+            new: item.dataflow,
+            checkpoint,
+            done,
+        };
+        let mut result = self.checkpoint_by(replace).await;
+        while let Err(e) = result {
+            let held = self.inner.shared.held_from.borrow().is_some();
+            if !held || e.kind == ErrorKind::Conflict || *self.inner.stopped.borrow() {
+                return Err(e);
             }
+            tracing::error!(view = %item.name, error = %e, "replaced, but no checkpoint holds it yet");
+            tokio::time::sleep(PAUSE).await;
+            let again = |id, done| Request::Checkpoint { id, done };
+            result = self.checkpoint_by(again).await;
         }
         env::failpoint("replace.checkpoint.after");
         self.register_view(item, &hydration.install.inputs);

@@ -555,6 +555,10 @@ fn a_backfill_shows_itself_disturbs_nobody_and_is_called_off() {
             let now = frontier(&server.one("views", "v").expect("a view"));
             (now > before + 100).then_some(()).ok_or(format!("{now}"))
         });
+        // So do other statements, but for those that would take away what is read.
+        server.run("CREATE MATERIALIZED VIEW quick AS SELECT count(*) AS n FROM v");
+        assert_eq!(server.error("DROP SOURCE bid CASCADE")["code"], "55006");
+        assert_eq!(server.error(create)["code"], "55006");
         assert_eq!(server.list("backfills").len(), 1, "it still reads");
         server.run("CANCEL BACKFILL w");
         assert_eq!(creating.join().expect("answered")["code"], "57014");
@@ -608,6 +612,9 @@ fn a_replacement_is_called_off() {
             !server.rows("SELECT * FROM v").is_empty(),
             "the old one serves"
         );
+        let reader = server.error("CREATE MATERIALIZED VIEW r AS SELECT sum(n) AS s FROM v");
+        assert_eq!(reader["code"], "55006", "{reader}");
+        assert_eq!(server.error(&replace(OLD))["code"], "55006");
         server.run("CANCEL BACKFILL v");
         assert_eq!(replacing.join().expect("answered")["code"], "57014");
     });
