@@ -283,6 +283,8 @@ impl Reader for GeneratorReader {
             batch,
             diffs: None,
             rejected: Vec::new(),
+            // The offset alone says what a row is.
+            digest: None,
             remaining: match self.source.rate {
                 0 => known.map(|last| last.saturating_sub(end)),
                 _ => Some(self.credit as u64),

@@ -48,6 +48,7 @@ pub struct Prepared {
     /// Maximum of the watermark expression over the rows.
     pub watermark: Watermark,
     pub bytes: u64,
+    pub digest: Option<u64>,
     pub remaining: Option<u64>,
 }
 
@@ -165,6 +166,7 @@ impl Preparer {
             diffs,
             mut rejected,
             bytes,
+            digest,
             remaining,
         } = chunk;
         let diffs = diffs.map_or(Diffs::Ones, Diffs::from_vec);
@@ -213,6 +215,7 @@ impl Preparer {
             rejected,
             watermark,
             bytes,
+            digest,
             remaining,
         }
     }

@@ -48,8 +48,34 @@ pub struct Chunk {
     pub rejected: Vec<Rejected>,
     /// Bytes read from outside for this chunk.
     pub bytes: u64,
+    /// [`Digest`] of the records, decoded or rejected; `None` where there are no raw records to have one
+    /// of. What was bound must have the same when it is replayed.
+    pub digest: Option<u64>,
     /// Records known to be behind this chunk and not read yet, if the source can tell (lag).
     pub remaining: Option<u64>,
+}
+
+/// A sum over records that tells whether the same ones were read again, however polls have cut them
+/// into chunks and whichever columns were wanted.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Digest(u64);
+
+impl Digest {
+    /// Counts a record in: its offset and its bytes as the source has them.
+    pub fn add(&mut self, offset: u64, bytes: &[u8]) {
+        let body = u64::from(crc32fast::hash(bytes)) << 32 | (bytes.len() as u64 & 0xffff_ffff);
+        let mut z = offset.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ body;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        self.0 = self.0.wrapping_add(z ^ (z >> 31));
+    }
+
+    /// The sum so far, which begins anew; as records of this split.
+    pub fn take(&mut self, split: &str) -> u64 {
+        let sum = std::mem::take(&mut self.0);
+        // Odd, so that sums of parts stay sums.
+        sum.wrapping_mul(u64::from(crc32fast::hash(split.as_bytes())) << 1 | 1)
+    }
 }
 
 /// Answer of [`Reader::poll`].
@@ -99,5 +125,36 @@ pub trait Source: Send + Sync + std::fmt::Debug {
     /// sources, whose event time has nothing to do with the clock).
     fn any_event_time(&self) -> bool {
         self.bounded()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sum(split: &str, records: &[(u64, &[u8])]) -> u64 {
+        let mut digest = Digest::default();
+        for (offset, bytes) in records {
+            digest.add(*offset, bytes);
+        }
+        digest.take(split)
+    }
+
+    #[test]
+    fn a_digest_knows_records_not_chunks() {
+        let records: &[(u64, &[u8])] = &[(0, b"a"), (1, b"b"), (2, b""), (3, b"a")];
+        let whole = sum("0", records);
+        for cut in 0..=records.len() {
+            let (left, right) = records.split_at(cut);
+            assert_eq!(sum("0", left).wrapping_add(sum("0", right)), whole);
+        }
+        assert_ne!(sum("1", records), whole, "another split");
+        for i in 0..records.len() {
+            let mut other = records.to_vec();
+            other[i].1 = b"c";
+            assert_ne!(sum("0", &other), whole, "another record {i}");
+        }
+        // The same two records the other way round are not the same.
+        assert_ne!(sum("0", &[(0, b"b"), (1, b"a")]), sum("0", &records[..2]));
     }
 }

@@ -147,6 +147,7 @@ impl Split {
             diffs: records.decoded.diffs,
             rejected: records.rejected,
             bytes: records.bytes,
+            digest: Some(records.digest),
             remaining: None,
         }))
     }
@@ -196,6 +197,8 @@ impl Split {
             batch: chunk.decoded.batch,
             diffs: chunk.decoded.diffs,
             rejected: chunk.rejected.into_iter().map(reject).collect(),
+            // Columns are read apart from each other: there is no record to take a digest of.
+            digest: None,
             remaining: Some(remaining),
         }))
     }

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use millrace_dataflow::error::{Error, ErrorKind, Result};
-use millrace_dataflow::source::Rejected;
+use millrace_dataflow::source::{Digest, Rejected};
 use millrace_interchange::format::{Decoded, Decoder, Layout};
 use millrace_interchange::frame::{Frame, Framing, RECORD_MAX, trim_line};
 use millrace_interchange::{csv, json};
@@ -42,6 +42,7 @@ pub(super) struct Records {
     pub(super) decoded: Decoded,
     pub(super) rejected: Vec<Rejected>,
     pub(super) bytes: u64,
+    pub(super) digest: u64,
 }
 
 /// The next piece of a file.
@@ -110,6 +111,7 @@ impl RecordFile {
     pub(super) fn next_records(&mut self, split: &str, most: u64) -> Result<Option<Records>> {
         let mut rejected = Vec::new();
         let mut bytes = 0;
+        let mut digest = Digest::default();
         let begin = self.offset;
         while self.offset - begin < most && bytes < 16 * BLOCK as u64 {
             let (place, too_long) = match self.pieces.next()? {
@@ -119,6 +121,9 @@ impl RecordFile {
             };
             bytes += place.len() as u64 + 1;
             let record = trim_line(&self.pieces.buffer[place]);
+            // How much of one that is too long is at hand depends on the blocks that were read.
+            let known = if too_long { REJECTED_MAX } else { usize::MAX };
+            digest.add(self.offset, &record[..record.len().min(known)]);
             let (record, reason) = if too_long {
                 let kept = &record[..record.len().min(REJECTED_MAX)];
                 (
@@ -149,6 +154,7 @@ impl RecordFile {
             decoded: self.decoder.finish()?,
             rejected,
             bytes,
+            digest: digest.take(split),
         }))
     }
 }

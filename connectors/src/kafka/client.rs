@@ -204,6 +204,8 @@ fn client_config(servers: &str) -> ClientConfig {
         .set("fetch.min.bytes", "1")
         .set("fetch.wait.max.ms", "250")
         .set("reconnect.backoff.max.ms", "2000")
+        // A connection whose other end is gone without a word is given up after this.
+        .set("socket.timeout.ms", "15000")
         .set("socket.connection.setup.timeout.ms", "5000")
         .set("topic.metadata.refresh.interval.ms", "30000")
         // How soon a topic that was deleted is an error.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use millrace_dataflow::error::{Error, ErrorKind, Result};
-use millrace_dataflow::source::{Chunk, Rejected};
+use millrace_dataflow::source::{Chunk, Digest, Rejected};
 use millrace_interchange::format::Decoder;
 use rdkafka::types::RDKafkaRespErr;
 
@@ -24,6 +24,8 @@ pub(super) struct Partition {
     decoder: Box<dyn Decoder>,
     /// Everything before it has been handed out or is known to hold no record.
     position: u64,
+    /// Of the records in the decoder.
+    digest: Digest,
     /// The `end` of the last chunk.
     told: Option<u64>,
     /// Where reading began.
@@ -48,6 +50,7 @@ impl Partition {
             decoder,
             waiting: VecDeque::new(),
             position,
+            digest: Digest::default(),
             told,
             began: position,
         }
@@ -88,7 +91,9 @@ impl Partition {
                 // Seen before: a fetch that was repeated.
                 None if offset < self.position => {}
                 None => {
-                    bytes += message.payload().map_or(0, <[u8]>::len) as u64;
+                    let payload = message.payload().unwrap_or_default();
+                    bytes += payload.len() as u64;
+                    self.digest.add(offset, payload);
                     if let Some(reject) = decode(self.decoder.as_mut(), &self.split, message) {
                         rejected.push(reject);
                     }
@@ -138,6 +143,7 @@ impl Partition {
             diffs: None,
             rejected,
             bytes,
+            digest: Some(self.digest.take(&self.split)),
             remaining,
         }))
     }

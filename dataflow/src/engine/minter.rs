@@ -28,6 +28,7 @@ use crate::env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ingest::{Ingest, Prepared, Preparer, Signal, lock, read_to_limit};
 use crate::plan::RelationId;
+use crate::remap::log::{Rules, repeats};
 use crate::remap::{Binding, RemapLog, SourceBinding};
 use crate::served::rejected_rows;
 use crate::source::{Offsets, Reader};
@@ -596,7 +597,7 @@ impl Minter {
                 |c| chunks.push(c),
             )?;
             let mut b = run.collect(chunks, width);
-            if (b.binding.rows, b.binding.rejected) != (source.rows, source.rejected) {
+            if !repeats(source, &b.binding, Rules::ALL) {
                 return Err(Error::new(
                     ErrorKind::Corrupt,
                     format!(
@@ -605,8 +606,17 @@ impl Minter {
                     ),
                 )
                 .detail(format!(
-                    "tick {} held {} rows and {} rejected records, now {} and {}",
-                    binding.tick, source.rows, source.rejected, b.binding.rows, b.binding.rejected
+                    "tick {} held {} rows and {} rejected records, now {} and {}{}",
+                    binding.tick,
+                    source.rows,
+                    source.rejected,
+                    b.binding.rows,
+                    b.binding.rejected,
+                    if b.binding.digest == source.digest {
+                        ""
+                    } else {
+                        ", and other ones"
+                    }
                 ))
                 .hint("drop and create the source and what depends on it"));
             }
@@ -815,6 +825,7 @@ impl SourceRun {
     fn collect(&mut self, chunks: Vec<Prepared>, workers: usize) -> Bound {
         let mut binding = SourceBinding {
             watermark: self.state.watermark,
+            digest: Some(0),
             ..SourceBinding::default()
         };
         let mut by_worker: Vec<Vec<Delta>> = vec![Vec::new(); workers];
@@ -834,6 +845,10 @@ impl SourceRun {
                 .or_insert((chunk.end, before));
             entry.0 = chunk.end;
             entry.1 = entry.1.max(chunk.watermark);
+            binding.digest = binding
+                .digest
+                .zip(chunk.digest)
+                .map(|(sum, digest)| sum.wrapping_add(digest));
             self.status.bytes.fetch_add(chunk.bytes, Ordering::Relaxed);
             if let Some(remaining) = chunk.remaining {
                 lock(&self.status.remaining).insert(chunk.split.to_string(), remaining);
