@@ -16,7 +16,7 @@ RELEASE := CARGO_PROFILE_DEV_OPT_LEVEL=3 CARGO_PROFILE_DEV_DEBUG_ASSERTIONS=fals
 export MILLRACE_TEST_KAFKA ?= 127.0.0.1:9092
 SERVICES := tests/services
 
-.PHONY: help build demo test test-unit test-slt test-crash crash-long sim-long test-http check fmt bench idle services-start services-stop
+.PHONY: help build demo test test-unit test-slt test-crash crash-long sim sim-long test-http check fmt bench idle services-start services-stop
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -50,8 +50,11 @@ crash-long: ## 200 kills and 30 zombies (about twenty minutes)
 	@cargo build --workspace --all-targets
 	@MILLRACE_CRASH_KILLS=200 MILLRACE_CRASH_ZOMBIES=30 cargo test --workspace --test crash -- --nocapture --test-threads 1
 
-sim-long: ## 10,000 seeded schedules of the commit core
-	@cargo test --workspace --lib -- --ignored no_schedule_of_ten_thousand
+sim: ## The simulations and the model of what `make test` runs, alone (seconds)
+	@cargo test --workspace --lib -- --nocapture sim:: model::
+
+sim-long: ## 22,000 seeded schedules and a larger model (minutes); figures in docs/operating/evidence
+	@cargo test --workspace --lib -- --ignored --nocapture --test-threads 1 no_schedule_of_ten_thousand no_order_of_more_events
 
 test-http: ## Run the tests of the HTTP API and of outside services alone
 	@$(SERVICES)/kafka.sh start >/dev/null && $(SERVICES)/pyiceberg.sh install

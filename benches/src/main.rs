@@ -1,7 +1,11 @@
 //! Whole-system measurements. Each prints one JSON line per run.
 //!
 //! `nexmark --input memory|generator|kafka --queries q0,q1 --events N --workers W`
+//! `digest`
+//! `checkpoint --measure bytes|rate --draw uniform|zipf --keys N --rows N --interval SECONDS`
 
+mod checkpoint;
+mod digest;
 mod kafka;
 mod memory;
 mod nexmark;
@@ -21,10 +25,16 @@ struct Cli {
 enum Suite {
     /// Nexmark queries: events of all three kinds per second and per CPU-second.
     Nexmark(nexmark::Args),
+    /// What checkpoints cost.
+    Checkpoint(checkpoint::Args),
+    /// What the digest of replayed records costs.
+    Digest,
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().suite {
         Suite::Nexmark(args) => nexmark::run(&args),
+        Suite::Checkpoint(args) => checkpoint::run(&args),
+        Suite::Digest => digest::run(),
     }
 }

@@ -122,6 +122,7 @@ impl Reader for MemoryReader {
             diffs: None,
             rejected: Vec::new(),
             bytes: batch.get_array_memory_size() as u64,
+            digest: None,
             remaining: None,
         }))
     }

@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 #[derive(Debug, Default)]
-struct NoMeta;
+pub(crate) struct NoMeta;
 
 #[async_trait]
 impl Meta for NoMeta {
@@ -88,6 +88,7 @@ async fn one(args: &Args, name: &str, sql: &str) -> Result<()> {
     let config = EngineConfig {
         workers: args.workers,
         dir: dir.path().to_path_buf(),
+        checkpoints: None,
         incarnation: 1,
         checkpoint_interval: Duration::from_secs(10),
         commit_interval: Duration::from_secs(10),

@@ -45,6 +45,9 @@ pub struct ServeArgs {
     /// Worker threads of the engine [default: number of cores]
     #[arg(long)]
     pub workers: Option<String>,
+    /// Where checkpoints are kept, as a URL [default: in the data directory]
+    #[arg(long)]
+    pub checkpoints: Option<String>,
     /// How often state is written to disk, such as 10s or 500ms [default: 10s]
     #[arg(long)]
     pub checkpoint_interval: Option<String>,
@@ -103,6 +106,8 @@ pub struct Config {
     pub workers: usize,
     /// What the flag or the environment said of them, if they did.
     pub workers_flag: Option<usize>,
+    /// URL; `None`: in the data directory.
+    pub checkpoints: Option<String>,
     pub checkpoint_interval: Duration,
     pub commit_interval: Duration,
     pub max_rows_in_flight: u64,
@@ -120,6 +125,7 @@ impl Default for Config {
             http: "127.0.0.1:8080".to_string(),
             workers_flag: None,
             workers: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            checkpoints: None,
             checkpoint_interval: Duration::from_secs(10),
             commit_interval: Duration::from_secs(10),
             max_rows_in_flight: 2_000_000,
@@ -150,6 +156,7 @@ impl Config {
             config.workers = parse_number("workers", &text)?;
             config.workers_flag = Some(config.workers);
         }
+        config.checkpoints = pick(&args.checkpoints, "MILLRACE_CHECKPOINTS");
         if let Some(text) = pick(&args.checkpoint_interval, "MILLRACE_CHECKPOINT_INTERVAL") {
             config.checkpoint_interval = parse_duration("checkpoint-interval", &text)?;
         }

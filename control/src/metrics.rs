@@ -5,6 +5,7 @@
 
 use std::time::Instant;
 
+use millrace_dataflow::checkpoint::pause;
 use millrace_dataflow::engine::shared::{EngineStats, Status};
 use millrace_dataflow::error::{Error, Result};
 use prometheus::core::Collector;
@@ -262,6 +263,12 @@ fn engine(registry: &Registry, stats: EngineStats, workers: usize) -> Result<()>
         "millrace_checkpoint_bytes",
         "Size of the last checkpoint",
         stats.checkpoint_bytes as f64,
+    )?;
+    gauge(
+        registry,
+        "millrace_checkpoint_pause_seconds",
+        "How long the workers of this process stood still for the last checkpoint, at most",
+        pause::longest().0.as_secs_f64(),
     )
 }
 

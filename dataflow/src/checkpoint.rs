@@ -19,6 +19,7 @@
 pub mod collector;
 mod increment;
 pub mod manifest;
+pub mod pause;
 pub mod store;
 
 use std::collections::BTreeMap;

@@ -31,6 +31,7 @@ use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
 
 use crate::checkpoint::PartSender;
 use crate::checkpoint::collector::Finished;
+use crate::checkpoint::store::CheckpointStore;
 use crate::error::{Error, ErrorKind, Result};
 use crate::follow::Follower;
 use crate::ingest::{Signal, lock};
@@ -52,6 +53,9 @@ const LAST_CHECKPOINT: Duration = Duration::from_secs(20);
 
 /// Nothing is shown whose binding is not on the disk.
 fn log_error(why: Option<&str>) -> Error {
+    if let Some(why) = why.filter(|why| why.starts_with("incarnation ")) {
+        return Error::new(ErrorKind::Conflict, why).code("40001");
+    }
     Error::unavailable("the remap log cannot be written, so nothing new can be shown")
         .code("53100")
         .detail(why.unwrap_or_default().to_string())
@@ -62,8 +66,10 @@ fn log_error(why: Option<&str>) -> Error {
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
     pub workers: usize,
-    /// Holds the remap log and the checkpoints.
+    /// Holds the remap log, and the checkpoints if they are not kept elsewhere.
     pub dir: PathBuf,
+    /// Where checkpoints are kept.
+    pub checkpoints: Option<CheckpointStore>,
     pub incarnation: u64,
     pub checkpoint_interval: Duration,
     /// Default of sinks.
@@ -72,6 +78,16 @@ pub struct EngineConfig {
     pub max_rows_in_flight: u64,
     /// Written while the engine starts.
     pub waiting: Waiting,
+}
+
+impl EngineConfig {
+    /// Where checkpoints are kept.
+    fn store(&self) -> Result<CheckpointStore> {
+        match &self.checkpoints {
+            Some(store) => Ok(store.clone()),
+            None => CheckpointStore::local(self.dir.clone()),
+        }
+    }
 }
 
 /// The source, by name, whose absence holds up the start, and what ails it.
@@ -387,7 +403,7 @@ impl Engine {
             biased;
             reached = durable.wait_for(|t| *t >= tick) => reached
                 .map(|_| ())
-                .map_err(|_| Error::unavailable("the remap log has stopped"))?,
+                .map_err(|_| log_error(self.inner.log_trouble.borrow().as_deref()))?,
             Ok(why) = trouble.wait_for(Option::is_some) => return Err(log_error(why.as_deref())),
         }
         let mut held = self.inner.shared.held_from.subscribe();
@@ -399,8 +415,33 @@ impl Engine {
 
     /// What keeps the engine from making progress, if anything does.
     pub fn trouble(&self) -> Option<Error> {
-        let why = self.inner.log_trouble.borrow().clone();
-        why.map(|why| log_error(Some(&why)))
+        if let Some(why) = self.inner.log_trouble.borrow().as_deref() {
+            return Some(log_error(Some(why)));
+        }
+        if let Some(e) = lock(&self.inner.shared.checkpoint_trouble).as_ref() {
+            let error =
+                Error::unavailable("no checkpoint can be taken: a restart would take longer");
+            let error = error.code(e.code).detail(e.message.clone());
+            return Some(match &e.hint {
+                Some(hint) => error.hint(hint.clone()),
+                None => error,
+            });
+        }
+        lock(&self.inner.items)
+            .values()
+            .find_map(|item| match item {
+                Running::Sink { item, status, .. } if status.disk_full.load(Ordering::Relaxed) => {
+                    Some(
+                        Error::unavailable(format!(
+                            "the disk that sink \"{}\" writes to is full",
+                            item.name
+                        ))
+                        .code("53100")
+                        .hint("free space; the sink goes on by itself"),
+                    )
+                }
+                _ => None,
+            })
     }
 
     /// Takes a checkpoint now; its id.

@@ -72,6 +72,20 @@ impl Error {
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Unavailable, message)
     }
+    /// Of kind `Unavailable`, for what an operating system said; tells a full disk from the rest.
+    pub fn outside(message: impl Into<String>) -> Self {
+        let error = Self::unavailable(message);
+        // ENOSPC and EDQUOT, as they come through the layers between.
+        if ["os error 28", "os error 122"]
+            .iter()
+            .any(|full| error.message.contains(full))
+        {
+            return error
+                .code("53100")
+                .hint("free space on the disk; the server goes on by itself");
+        }
+        error
+    }
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Internal, message)
     }
@@ -107,6 +121,6 @@ impl std::error::Error for Error {}
 
 impl From<std::io::Error> for Error {
     fn from(e: std::io::Error) -> Self {
-        Self::unavailable(e.to_string())
+        Self::outside(e.to_string())
     }
 }

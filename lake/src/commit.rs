@@ -32,6 +32,8 @@ pub mod driver;
 pub mod token;
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod sim;
 
 use millrace_dataflow::error::{Error, ErrorKind};
@@ -129,7 +131,7 @@ pub enum Effect {
 }
 
 /// Why a commit ended without success.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Failure {
     /// A newer incarnation has taken over.
     Fenced { by: u64 },
@@ -172,7 +174,10 @@ impl Failure {
                 "an epoch for lake table \"{table}\" begins at tick {lower} instead of {expected}"
             )),
             Self::Unavailable(reason) => {
-                Error::unavailable(format!("cannot commit to lake table \"{table}\" now")).detail(reason)
+                let code = Error::outside(reason.as_str()).code;
+                Error::unavailable(format!("cannot commit to lake table \"{table}\" now"))
+                    .code(code)
+                    .detail(reason)
             }
         }
     }
@@ -180,6 +185,7 @@ impl Failure {
 
 /// The rules above; all hold outside tests.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(test, derive(PartialEq, Eq, Hash))]
 #[cfg_attr(
     not(test),
     expect(dead_code, reason = "some are switched off by tests only")
@@ -206,13 +212,13 @@ impl Rules {
     };
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Task {
     Recover,
     Commit { lower: Tick, upper: Tick },
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum State {
     Idle,
     Loading(Task),
@@ -223,6 +229,7 @@ enum State {
 
 /// Commits of one sink, one after the other.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, PartialEq, Eq, Hash))]
 pub struct Core {
     sink: String,
     incarnation: u64,

@@ -13,9 +13,13 @@
 pub mod http;
 pub mod kafka;
 pub mod lake;
+pub mod proxy;
 pub mod rng;
 pub mod server;
+#[cfg(test)]
+mod sim;
 pub mod slt;
+pub mod small_disk;
 pub mod wait;
 
 pub use server::Server;

@@ -22,9 +22,26 @@ const STOP: Duration = Duration::from_secs(120);
 pub struct Server {
     /// `127.0.0.1:port`; changes with [`Server::start_again`].
     pub address: String,
-    dir: TempDir,
+    dir: Place,
     process: Option<Child>,
     flags: Vec<String>,
+}
+
+/// Where a server keeps what it keeps.
+#[derive(Debug)]
+enum Place {
+    /// Gone when dropped.
+    Own(TempDir),
+    Given(PathBuf),
+}
+
+impl Place {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Own(dir) => dir.path(),
+            Self::Given(path) => path,
+        }
+    }
 }
 
 /// The binary beside the test binaries of this build; `MILLRACE_TEST_BINARY` names another.
@@ -63,7 +80,17 @@ impl Server {
             .expect("a temporary folder");
         Self {
             address: String::new(),
-            dir,
+            dir: Place::Own(dir),
+            process: None,
+            flags: flags.iter().map(|flag| (*flag).to_string()).collect(),
+        }
+    }
+
+    /// A server whose data lies below a given folder, which stays.
+    pub fn prepare_at(place: &Path, flags: &[&str]) -> Self {
+        Self {
+            address: String::new(),
+            dir: Place::Given(place.to_path_buf()),
             process: None,
             flags: flags.iter().map(|flag| (*flag).to_string()).collect(),
         }
@@ -82,6 +109,16 @@ impl Server {
     /// As [`Server::start_again`]; an `Err` holds the status of a process that ended instead.
     pub fn try_start(&mut self, env: &[(&str, &str)]) -> Result<(), ExitStatus> {
         let lines = self.begin(env);
+        self.wait_ready(&lines)
+    }
+
+    /// Waits until a server that was begun is ready.
+    pub fn ready(&mut self, lines: &mpsc::Receiver<String>) {
+        self.wait_ready(lines)
+            .unwrap_or_else(|status| panic!("ended with {status}\n{}", self.log_tail()));
+    }
+
+    fn wait_ready(&mut self, lines: &mpsc::Receiver<String>) -> Result<(), ExitStatus> {
         let started = Instant::now();
         loop {
             match lines.recv_timeout(Duration::from_millis(50)) {

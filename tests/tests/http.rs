@@ -15,6 +15,11 @@ use millrace_tests::server::{Fed, Server};
 use millrace_tests::wait;
 use serde_json::{Value, json};
 
+#[path = "http/storage.rs"]
+mod storage;
+#[path = "http/upgrade.rs"]
+mod upgrade;
+
 const LIMIT: Duration = Duration::from_secs(60);
 const BASICS: &str = r#"{"id":1,"name":"ann","price":"1.50","x":0.5,"big":9007199254740993,"at":"2024-05-01T10:00:00Z","raw":"aGk="}
 {"id":2,"name":"bob","price":"-2.25","x":"NaN","big":-9223372036854775808,"at":"2024-05-01T10:00:01.500Z","raw":""}

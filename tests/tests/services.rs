@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use millrace_tests::kafka::{OwnBroker, Topic, Writer, broker};
 use millrace_tests::lake::{ledger, python};
+use millrace_tests::proxy::{Mode, Proxy};
 use millrace_tests::server::{Fed, Server};
 use millrace_tests::wait;
 use serde_json::json;
@@ -489,4 +490,82 @@ fn no_row_of_a_file_is_late() {
         assert_eq!(rows, batch, "{view}");
         assert_eq!(server.rows(&format!("SELECT * FROM {view}$late")).len(), 0);
     }
+}
+
+/// Connections that are cut, stand still, are slow or lead nowhere cost time, not records.
+#[test]
+fn a_bad_way_to_the_broker_loses_and_doubles_nothing() {
+    let Some(broker) = broker() else { return };
+    let topic = Topic::create(&broker, "proxied", 2);
+    let proxy = Proxy::start(&broker);
+    let mut writer = Writer::new(&broker);
+    let mut sent = 0_u64;
+    let mut send = |count: u64| {
+        for id in sent..sent + count {
+            let text = format!(r#"{{"id":{id},"name":"{}"}}"#, "x".repeat(200));
+            writer.send(&topic, (id % 2) as i32, text.as_bytes());
+        }
+        writer.flush();
+        sent += count;
+        sent
+    };
+    let mut server = Server::start(FLAGS);
+    server.run(&source("r", &proxy.address(), &topic.name));
+    server.run("CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n, count(DISTINCT id) AS d, sum(id) AS s FROM r");
+    server.run("CREATE SINK out FROM r INTO lake.proxied.r");
+    let check = |server: &Server, sent: u64| {
+        server.caught_up(&[Fed::Records("r", sent)], LIMIT);
+        let sum = (sent * (sent - 1) / 2).to_string();
+        assert_eq!(
+            server.rows("SELECT n, d, s FROM n"),
+            [json!([sent, sent, sum])]
+        );
+    };
+    check(&server, send(5_000));
+    assert!(proxy.connections() > 0, "the client goes through the proxy");
+
+    // Cut while records flow, three times.
+    for _ in 0..3 {
+        let all = send(3_000);
+        proxy.set(Mode::Cut);
+        wait::until("the cut to be seen", LIMIT, || {
+            let row = server.one("sources", "r").ok_or("no source")?;
+            match row["state"] == "retrying" {
+                true => Ok(()),
+                false => Err(row.to_string()),
+            }
+        });
+        proxy.set(Mode::Pass);
+        check(&server, all);
+    }
+    // Still for a while; a server that is killed meanwhile begins again while nothing moves.
+    proxy.set(Mode::Stall);
+    let all = send(3_000);
+    server.kill();
+    let lines = server.begin(&[]);
+    let before = proxy.connections();
+    wait::until("the new process to ask", LIMIT, || {
+        match proxy.connections() > before {
+            true => Ok(()),
+            false => Err("it does not".to_string()),
+        }
+    });
+    proxy.set(Mode::Pass);
+    server.ready(&lines);
+    check(&server, all);
+    // Slow.
+    proxy.set(Mode::Delay(Duration::from_millis(100)));
+    check(&server, send(3_000));
+    proxy.set(Mode::Pass);
+    // The other end is gone and has not said so.
+    let before = proxy.connections();
+    proxy.leave_half_open();
+    let all = send(3_000);
+    check(&server, all);
+    assert!(proxy.connections() > before, "it has connected anew");
+    let frontier = server.one("sources", "r").expect("listed")["frontier"].as_u64();
+    server.committed("out", frontier.expect("a tick"), LIMIT);
+    let sum = (all * (all - 1) / 2).to_string();
+    let rows = server.rows("SELECT count(*), count(DISTINCT id), sum(id) FROM lake.proxied.r");
+    assert_eq!(rows, [json!([all, all, sum])]);
 }

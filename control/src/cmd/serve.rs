@@ -260,6 +260,7 @@ fn flags(args: &ServeArgs) -> Vec<OsString> {
     for (flag, value) in [
         ("--http", &args.http),
         ("--workers", &args.workers),
+        ("--checkpoints", &args.checkpoints),
         ("--checkpoint-interval", &args.checkpoint_interval),
         ("--commit-interval", &args.commit_interval),
         ("--max-rows-in-flight", &args.max_rows_in_flight),

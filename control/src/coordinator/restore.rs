@@ -13,6 +13,7 @@ use std::sync::{Arc, RwLock};
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use millrace_dataflow::checkpoint::store::CheckpointStore;
 use millrace_dataflow::engine::start::Found;
 use millrace_dataflow::engine::{Engine, EngineConfig, Waiting};
 use millrace_dataflow::error::{Error, ErrorKind, Result};
@@ -48,6 +49,11 @@ pub(super) async fn start(
     let engine_config = EngineConfig {
         workers: config.workers,
         dir: data_dir.join("engine"),
+        checkpoints: config
+            .checkpoints
+            .as_deref()
+            .map(CheckpointStore::at)
+            .transpose()?,
         incarnation: catalog.incarnation(),
         checkpoint_interval: config.checkpoint_interval,
         commit_interval: config.commit_interval,

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -41,7 +42,7 @@ fn store_error(e: object_store::Error) -> Error {
         object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } => {
             ErrorKind::Conflict
         }
-        _ => ErrorKind::Unavailable,
+        _ => return Error::outside(format!("checkpoint storage: {e}")),
     };
     Error::new(kind, format!("checkpoint storage: {e}"))
 }
@@ -76,6 +77,22 @@ fn manifest_path(id: u64) -> Path {
 }
 
 impl CheckpointStore {
+    /// At a URL. This build knows those of a disk, `file:///path`; [`Self::over`] takes any store.
+    pub fn at(url: &str) -> Result<Self> {
+        match url.strip_prefix("file://") {
+            Some(path) if path.starts_with('/') => Self::local(PathBuf::from(path)),
+            _ => Err(Error::unsupported(format!(
+                "checkpoints cannot be kept at \"{url}\" by this build"
+            ))
+            .hint("give an absolute path, such as file:///var/lib/millrace/checkpoints")),
+        }
+    }
+
+    /// In an object store, which keeps what it has accepted.
+    pub fn over(store: Arc<dyn ObjectStore>) -> Self {
+        Self { store, local: None }
+    }
+
     /// In a directory of the local disk.
     pub fn local(root: PathBuf) -> Result<Self> {
         std::fs::create_dir_all(&root)?;
@@ -86,18 +103,31 @@ impl CheckpointStore {
         })
     }
 
-    async fn put(&self, path: &Path, bytes: Bytes, mode: PutMode) -> Result<()> {
-        self.store
-            .put_opts(
-                path,
-                bytes.into(),
-                PutOptions {
-                    mode,
-                    ..PutOptions::default()
-                },
-            )
-            .await
-            .map_err(store_error)?;
+    /// Writes an object that must not be there. A store that does not answer is asked again; what
+    /// it then finds there may be our own.
+    async fn create(&self, path: &Path, bytes: Bytes) -> Result<()> {
+        let mut tries = Tries::default();
+        let mut unknown = false;
+        loop {
+            let options = PutOptions {
+                mode: PutMode::Create,
+                ..PutOptions::default()
+            };
+            let put = self.store.put_opts(path, bytes.clone().into(), options);
+            match put.await.map_err(store_error) {
+                Ok(_) => break,
+                Err(e) if e.kind == ErrorKind::Conflict && unknown => {
+                    if self.get(path).await? == bytes {
+                        break;
+                    }
+                    return Err(e);
+                }
+                Err(e) => {
+                    unknown = true;
+                    tries.again(e).await?;
+                }
+            }
+        }
         self.sync(path).await
     }
 
@@ -136,8 +166,7 @@ impl CheckpointStore {
         let body = serde_json::to_vec(manifest).map_err(|e| Error::internal(e.to_string()))?;
         let mut bytes = crc32fast::hash(&body).to_le_bytes().to_vec();
         bytes.extend_from_slice(&body);
-        self.put(&manifest_path(manifest.id), bytes.into(), PutMode::Create)
-            .await
+        self.create(&manifest_path(manifest.id), bytes.into()).await
     }
 
     pub async fn manifest(&self, id: u64) -> Result<CheckpointManifest> {
@@ -178,13 +207,17 @@ impl CheckpointStore {
     }
 
     async fn get(&self, path: &Path) -> Result<Bytes> {
-        self.store
-            .get(path)
-            .await
-            .map_err(store_error)?
-            .bytes()
-            .await
-            .map_err(store_error)
+        let mut tries = Tries::default();
+        loop {
+            let got = match self.store.get(path).await {
+                Ok(got) => got.bytes().await,
+                Err(e) => Err(e),
+            };
+            match got.map_err(store_error) {
+                Ok(bytes) => return Ok(bytes),
+                Err(e) => tries.again(e).await?,
+            }
+        }
     }
 
     /// Reads and verifies all state of a checkpoint, by dataflow.
@@ -238,6 +271,22 @@ impl CheckpointStore {
                 }
             }
         }
+        Ok(())
+    }
+}
+
+/// A store that does not answer is asked a few times before that is an error.
+#[derive(Default)]
+struct Tries(u32);
+
+impl Tries {
+    /// Waits, or gives the error back.
+    async fn again(&mut self, e: Error) -> Result<()> {
+        if e.kind != ErrorKind::Unavailable || e.code == "53100" || self.0 == 4 {
+            return Err(e);
+        }
+        tokio::time::sleep(Duration::from_millis(20 << self.0)).await;
+        self.0 += 1;
         Ok(())
     }
 }

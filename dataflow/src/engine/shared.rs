@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::backfill::BackfillStatus;
 use crate::checkpoint::manifest::SourceState;
+use crate::error::Error;
 use crate::ingest::lock;
 use crate::plan::RelationId;
 use crate::time::{NO_WATERMARK, Tick};
@@ -43,6 +44,8 @@ pub struct Shared {
     pub held_from: tokio::sync::watch::Sender<Option<Tick>>,
     /// Asks for a checkpoint before the next one is due.
     pub checkpoint_soon: tokio::sync::Notify,
+    /// Why the last checkpoint failed, until one succeeds.
+    pub checkpoint_trouble: Mutex<Option<Error>>,
 }
 
 /// Totals since the start.

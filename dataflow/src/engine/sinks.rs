@@ -36,6 +36,20 @@ pub struct SinkStatus {
     pub fresh: AtomicBool,
     pub trouble: Mutex<Option<String>>,
     pub failed: AtomicBool,
+    /// The trouble is a full disk.
+    pub disk_full: AtomicBool,
+}
+
+impl SinkStatus {
+    fn note(&self, e: &Error) {
+        self.disk_full.store(e.code == "53100", Ordering::Relaxed);
+        *lock(&self.trouble) = Some(describe(e));
+    }
+
+    fn note_over(&self) {
+        self.disk_full.store(false, Ordering::Relaxed);
+        lock(&self.trouble).take();
+    }
 }
 
 /// The ways to a running sink.
@@ -210,14 +224,14 @@ async fn watched<T>(status: &SinkStatus, trouble: &Trouble, work: impl Future<Ou
         tokio::select! {
             done = &mut work => {
                 if shown {
-                    lock(&status.trouble).take();
+                    status.note_over();
                 }
                 return done;
             }
             () = tokio::time::sleep(Duration::from_millis(500)) => {
                 if let Some(e) = trouble.get() {
                     shown = true;
-                    *lock(&status.trouble) = Some(describe(&e));
+                    status.note(&e);
                 }
             }
         }
@@ -237,7 +251,7 @@ impl Patience {
         status
             .failed
             .store(e.kind != ErrorKind::Unavailable, Ordering::Relaxed);
-        *lock(&status.trouble) = Some(describe(e));
+        status.note(e);
         tracing::error!(error = %e, "a sink cannot write");
         let pause = Duration::from_millis(200) * 2u32.pow(self.tries.min(6));
         self.tries += 1;
@@ -245,7 +259,7 @@ impl Patience {
     }
     fn over(&self, status: &SinkStatus) {
         if self.tries > 0 {
-            lock(&status.trouble).take();
+            status.note_over();
             status.failed.store(false, Ordering::Relaxed);
         }
     }
@@ -347,7 +361,7 @@ impl CommitTask {
                 Ok(()) => break,
                 Err(e) => {
                     let failed = e.kind != ErrorKind::Unavailable;
-                    *lock(&self.status.trouble) = Some(describe(&e));
+                    self.status.note(&e);
                     self.status.failed.store(failed, Ordering::Relaxed);
                     tracing::error!(sink = %self.id, error = %e, "a commit failed");
                     if failed {
@@ -363,7 +377,7 @@ impl CommitTask {
         self.committed = upper;
         self.status.committed.store(upper, Ordering::Relaxed);
         self.status.failed.store(false, Ordering::Relaxed);
-        lock(&self.status.trouble).take();
+        self.status.note_over();
         let stats = &self.context.shared.stats;
         stats.commits.fetch_add(1, Ordering::Relaxed);
         stats

@@ -29,7 +29,8 @@ use crate::checkpoint::store::CheckpointStore;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ingest::{Signal, lock};
 use crate::plan::RelationId;
-use crate::remap::{self, RemapLog, Takeover};
+use crate::remap::log::{Rules, fits_destination};
+use crate::remap::{self, RemapLog};
 use crate::tick::TickInfo;
 use crate::time::Tick;
 use crate::worker;
@@ -204,7 +205,7 @@ impl Engine {
     /// Looks for the last good checkpoint: what it holds decides which plan of a view that was being
     /// replaced is the valid one.
     pub async fn find(config: &EngineConfig, meta: &dyn Meta) -> Result<Found> {
-        let store = CheckpointStore::local(config.dir.clone())?;
+        let store = config.store()?;
         find(&store, meta, config.incarnation).await
     }
 
@@ -225,21 +226,11 @@ impl Engine {
         found: Found,
         items: Vec<Item>,
     ) -> Result<Self> {
-        let store = CheckpointStore::local(config.dir.clone())?;
+        let store = config.store()?;
         let remap_dir = config.dir.join("remap");
-        let bindings = match &found.manifest {
-            Some(manifest) => remap::read(&remap_dir, manifest.tick)?,
-            None => {
-                remap::clear(&remap_dir)?;
-                Vec::new()
-            }
-        };
-        let base = found.manifest.as_ref().map_or(0, |m| m.tick);
-        let takeover = Takeover {
-            incarnation: config.incarnation,
-            found: bindings.last().map_or(base, |b| b.tick),
-        };
-        let remap = RemapLog::open(&remap_dir, base, takeover)?;
+        let base = found.manifest.as_ref().map(|m| m.tick);
+        let (remap, bindings) = RemapLog::take_over(&remap_dir, base, config.incarnation)?;
+        let base = base.unwrap_or(0);
         let (part_sender, part_receiver) = mpsc::unbounded_channel();
         let parts = PartSender(part_sender);
         let workers = start_workers(config.workers, parts.clone())?;
@@ -478,9 +469,7 @@ impl Engine {
             self.sink_context(),
         )
         .await?;
-        if running.skip_below > bound + 1 {
-            // A commit waits until its ticks are durable in the log, so part of the log is gone. What
-            // is read again would get other ticks, and be written twice.
+        if !fits_destination(running.skip_below, bound, Rules::ALL) {
             return Err(Error::new(
                 ErrorKind::Corrupt,
                 "the destination holds more of this sink than the remap log knows",
@@ -533,13 +522,16 @@ impl Engine {
                     continue;
                 }
                 match engine.checkpoint_now().await {
-                    Ok(_) => {}
+                    Ok(_) => drop(lock(&engine.inner.shared.checkpoint_trouble).take()),
                     Err(e) if e.kind == ErrorKind::Conflict => {
                         // Another server owns the data now. The service sees it in its lease and ends.
                         tracing::error!(error = %e, "this server was fenced");
                         return;
                     }
-                    Err(e) => tracing::error!(error = %e, "no checkpoint could be taken"),
+                    Err(e) => {
+                        tracing::error!(error = %e, "no checkpoint could be taken");
+                        *lock(&engine.inner.shared.checkpoint_trouble) = Some(e);
+                    }
                 }
             }
         });

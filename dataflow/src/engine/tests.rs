@@ -11,6 +11,8 @@ use datafusion::logical_expr::Operator;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{BinaryExpr, Column, lit};
 
+mod storage;
+
 use super::*;
 use crate::delta::Diffs;
 use crate::error::Result;
@@ -83,6 +85,7 @@ impl Reader for NumbersReader {
             diffs: None,
             rejected: Vec::new(),
             bytes: 8,
+            digest: None,
             remaining: Some(top - to),
         }))
     }
@@ -180,6 +183,8 @@ struct Bed {
     meta: Arc<TestMeta>,
     available: Arc<AtomicU64>,
     destination: Arc<Destination>,
+    starts: AtomicU64,
+    store: Option<CheckpointStore>,
 }
 
 impl Bed {
@@ -189,13 +194,16 @@ impl Bed {
             meta: Arc::default(),
             available: Arc::default(),
             destination: Arc::default(),
+            starts: AtomicU64::new(0),
+            store: None,
         }
     }
     fn config(&self, workers: usize) -> EngineConfig {
         EngineConfig {
             workers,
             dir: self.dir.path().to_path_buf(),
-            incarnation: 1,
+            checkpoints: self.store.clone(),
+            incarnation: 1 + self.starts.fetch_add(1, Ordering::SeqCst),
             checkpoint_interval: Duration::from_secs(3600),
             commit_interval: Duration::from_millis(20),
             max_rows_in_flight: 100_000,
@@ -203,9 +211,12 @@ impl Bed {
         }
     }
     async fn start(&self, workers: usize, items: Vec<Item>) -> Engine {
+        self.try_start(workers, items).await.expect("starts")
+    }
+    async fn try_start(&self, workers: usize, items: Vec<Item>) -> Result<Engine> {
         let config = self.config(workers);
         let meta: Arc<dyn Meta> = Arc::clone(&self.meta) as _;
-        Engine::start(config, meta, items).await.expect("starts")
+        Engine::start(config, meta, items).await
     }
     fn source(&self, end: u64) -> Item {
         Item::Source(SourceItem {

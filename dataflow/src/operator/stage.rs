@@ -13,6 +13,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use timely::container::NoopBuilder;
 use timely::dataflow::channels::pact::Pipeline;
@@ -21,7 +22,7 @@ use timely::dataflow::operators::generic::{OutputBuilder, OutputBuilderSession};
 use timely::dataflow::operators::{Capability, InputCapability};
 use timely::dataflow::{Scope, Stream};
 
-use crate::checkpoint::{PartSender, StageId};
+use crate::checkpoint::{PartSender, StageId, pause};
 use crate::delta::Delta;
 use crate::delta::exchange::{Route, exchange};
 use crate::plan::RelationId;
@@ -180,8 +181,9 @@ pub fn stage<'s>(
                 }
                 if let Some(info) = &moment.info
                     && let Some(checkpoint) = info.marks.checkpoint
-                    && let Some(parts) = logic.freeze()
+                    && let (started, Some(parts)) = (Instant::now(), logic.freeze())
                 {
+                    pause::note(checkpoint, started.elapsed());
                     context
                         .parts
                         .send(checkpoint, context.relation, id, context.worker, parts);

@@ -204,6 +204,11 @@ impl Thread {
                 self.take(event);
             }
             while let Some(effect) = self.effects.pop_front() {
+                if matches!(effect, Effect::Fenced { .. }) {
+                    // Whoever waits for a tick to be durable waits no longer.
+                    self.perform(disk, &effect);
+                    return;
+                }
                 if let Some(event) = self.perform(disk, &effect) {
                     self.effects.extend(self.log.step(event));
                 }

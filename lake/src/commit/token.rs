@@ -19,7 +19,7 @@ const LOWER: &str = "millrace.lower";
 const INCARNATION: &str = "millrace.incarnation";
 
 /// Ticks `[lower, frontier)` of a sink, committed by one incarnation of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Token {
     pub sink: String,
     pub lower: Tick,

@@ -101,6 +101,8 @@ pub(super) struct World {
 
     incarnation: u64,
     latest: Option<u64>,
+    /// All that were the latest, in order.
+    moved: Vec<u64>,
     store: BTreeMap<u64, Checkpoint>,
     processes: HashMap<u64, Process>,
 
@@ -131,6 +133,7 @@ impl World {
             rewritten: [None; SPLITS],
             incarnation: 0,
             latest: None,
+            moved: vec![],
             store: BTreeMap::new(),
             processes: HashMap::new(),
             shown: BTreeMap::new(),
@@ -682,6 +685,8 @@ impl World {
                 process.kept.insert(0, (number, taking.tick));
                 process.kept.truncate(2);
                 taking.stage = 3;
+                self.moved.push(number);
+                self.remember(id);
                 self.count("checkpoints");
             }
             (3, _) => {
@@ -755,7 +760,16 @@ impl World {
     fn told_durable(&mut self, id: u64, tick: Tick) {
         let process = self.processes.get_mut(&id).expect("it lives");
         process.durable = tick;
-        let upto = process.as_of(tick);
+        if process.confirmed {
+            self.remember(id);
+        }
+    }
+
+    /// What the records were that are durable. Before the first checkpoint nobody is shown anything, and
+    /// a restart begins anew.
+    fn remember(&mut self, id: u64) {
+        let process = &self.processes[&id];
+        let upto = process.as_of(process.durable);
         for ((split, offset), contents) in &process.read {
             if *offset < upto[*split] {
                 self.told.entry((*split, *offset)).or_insert(*contents);
@@ -898,11 +912,12 @@ impl World {
 
     /// The newest checkpoint cannot be read any more; there is one before it.
     fn damage_latest(&mut self) {
-        let Some(latest) = self.latest else { return };
-        let whole = self.store.range(..=latest).filter(|(_, c)| c.whole);
-        let there: Vec<(u64, bool)> = whole.map(|(id, c)| (*id, c.damaged)).collect();
-        if let [.., (_, false), (newest, false)] = there[..]
-            && newest == latest
+        let [.., before, newest] = self.moved[..] else {
+            return;
+        };
+        let good = |id: &u64| self.store.get(id).is_some_and(|c| c.whole && !c.damaged);
+        if good(&before)
+            && good(&newest)
             && let Some(checkpoint) = self.store.get_mut(&newest)
         {
             checkpoint.damaged = true;
