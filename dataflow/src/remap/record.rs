@@ -3,7 +3,8 @@
 //! A record is `length u32, crc32 u32, JSON`. Writes are told durable in rounds, and behind each round
 //! that was synced stands a [`Record::Synced`]: damage at or after the last of them is the part nobody
 //! was shown and is cut off, wherever in it whole records follow (a disk that loses power writes its
-//! blocks in any order). Damage before one of them hit what was acknowledged.
+//! blocks in any order). Damage before one of them hit what was acknowledged. (Of the very last round, whose
+//! mark may be missing, damage cannot be told from a tear.)
 
 use super::log::Rules;
 use super::{Binding, Takeover};

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use millrace_dataflow::remap::log::{Effect, Event, SegmentId};
+use millrace_dataflow::remap::log::{Effect, Event, Rules, SegmentId};
+use millrace_dataflow::remap::record::{Record, decode};
 
 use crate::rng::Rng;
 
@@ -118,16 +119,22 @@ impl Disk {
         }
     }
 
-    /// Flips a bit of what is durable.
+    /// Flips a bit of what is durable, before a mark that is durable as well: of what stands behind the
+    /// last mark nobody can tell whether it was ever whole.
     pub(super) fn rot(&mut self, rng: &mut Rng) -> bool {
         let pick = rng.below(self.files.len());
         let Some(file) = self.files.values_mut().nth(pick) else {
             return false;
         };
-        if file.synced == 0 {
+        let records = decode(&file.bytes[..file.synced], Rules::ALL).unwrap_or_default();
+        let marks = records.iter().filter_map(|record| match record {
+            Record::Synced(upto) => Some(*upto as usize),
+            _ => None,
+        });
+        let Some(marked) = marks.max() else {
             return false;
-        }
-        let at = rng.below(file.synced);
+        };
+        let at = rng.below(marked);
         file.bytes[at] ^= 1 << rng.below(8);
         true
     }
