@@ -511,15 +511,14 @@ fn a_bad_way_to_the_broker_loses_and_doubles_nothing() {
     };
     let mut server = Server::start(FLAGS);
     server.run(&source("r", &proxy.address(), &topic.name));
-    server.run("CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n, count(DISTINCT id) AS d, sum(id) AS s FROM r");
+    server.run("CREATE MATERIALIZED VIEW n AS SELECT count(*) AS n, sum(id) AS s FROM r");
+    server.run("CREATE MATERIALIZED VIEW d AS SELECT DISTINCT id FROM r");
     server.run("CREATE SINK out FROM r INTO lake.proxied.r");
     let check = |server: &Server, sent: u64| {
         server.caught_up(&[Fed::Records("r", sent)], LIMIT);
         let sum = (sent * (sent - 1) / 2).to_string();
-        assert_eq!(
-            server.rows("SELECT n, d, s FROM n"),
-            [json!([sent, sent, sum])]
-        );
+        assert_eq!(server.rows("SELECT n, s FROM n"), [json!([sent, sum])]);
+        assert_eq!(server.rows("SELECT count(*) FROM d"), [json!([sent])]);
     };
     check(&server, send(5_000));
     assert!(proxy.connections() > 0, "the client goes through the proxy");
