@@ -66,7 +66,11 @@ impl Feed {
                 writer.send(&topic, (id % 2) as i32, text.as_bytes());
                 counter.store(id + 1, Ordering::Relaxed);
                 let due = flow.mul_f64(id as f64 / total as f64);
-                if id % 500 == 0 && !fast.load(Ordering::Relaxed) {
+                let hurry = fast.load(Ordering::Relaxed);
+                if id > total - total / 10 && !hurry {
+                    // The last tenth trickles: however slow the machine is, rows are on their way.
+                    std::thread::sleep(Duration::from_millis(2));
+                } else if id % 500 == 0 && !hurry {
                     // Keeps the pace; nothing waits for this.
                     std::thread::sleep(due.saturating_sub(started.elapsed()));
                 }
