@@ -306,6 +306,7 @@ mod tests {
             rejected: Vec::new(),
             watermark: 0,
             bytes: 0,
+            digest: None,
             remaining: None,
         };
         assert_eq!((backfill.status().done, backfill.status().total), (0, 100));

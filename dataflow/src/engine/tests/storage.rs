@@ -99,7 +99,7 @@ const DAMAGES: &[Damage] = &[
     ("missing", |p| std::fs::remove_file(p).expect("removes")),
 ];
 
-fn file(bed: &Bed, checkpoint: u64, name: &str) -> std::path::PathBuf {
+fn file(bed: &Bed, checkpoint: u64, name: &str) -> PathBuf {
     let dir = bed.dir.path();
     dir.join(format!("checkpoints/{checkpoint:012}/{name}"))
 }
