@@ -60,10 +60,16 @@ pub struct ServeArgs {
     /// Largest request body, such as 16MiB [default: 16MiB]
     #[arg(long)]
     pub max_body: Option<String>,
-    /// Memory that one-shot queries may take together [default: 1GiB]
+    /// Memory the process may take, such as 4GiB: state that does not fit goes to a swap file in the
+    /// data directory [default: no limit]
+    #[arg(long)]
+    pub memory: Option<String>,
+    /// Memory that one-shot queries may take together [default: 1GiB, with --memory a quarter of it at
+    /// most]
     #[arg(long)]
     pub query_memory: Option<String>,
-    /// Largest answer of one statement in memory [default: 512MiB]
+    /// Largest answer of one statement in memory [default: 512MiB, with --memory an eighth of it at
+    /// most]
     #[arg(long)]
     pub max_result: Option<String>,
     /// Longest time a query may take, such as 30s; 0 sets no limit [default: 0]
@@ -98,6 +104,9 @@ pub struct SqlArgs {
     pub file: Option<PathBuf>,
 }
 
+/// Below this there is no room for state.
+const LEAST_MEMORY: usize = 256 << 20;
+
 /// Settings of one server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -112,6 +121,8 @@ pub struct Config {
     pub commit_interval: Duration,
     pub max_rows_in_flight: u64,
     pub max_body: usize,
+    /// `None`: no limit.
+    pub memory: Option<usize>,
     pub query_memory: usize,
     pub max_result: usize,
     /// `None`: no limit.
@@ -130,6 +141,7 @@ impl Default for Config {
             commit_interval: Duration::from_secs(10),
             max_rows_in_flight: 2_000_000,
             max_body: 16 << 20,
+            memory: None,
             query_memory: 1 << 30,
             max_result: 512 << 20,
             statement_timeout: None,
@@ -169,6 +181,12 @@ impl Config {
         if let Some(text) = pick(&args.max_body, "MILLRACE_MAX_BODY") {
             config.max_body = parse_size("max-body", &text)?;
         }
+        if let Some(text) = pick(&args.memory, "MILLRACE_MEMORY") {
+            let memory = parse_size("memory", &text)?;
+            config.memory = Some(memory);
+            config.query_memory = config.query_memory.min(memory / 4);
+            config.max_result = config.max_result.min(memory / 8);
+        }
         if let Some(text) = pick(&args.query_memory, "MILLRACE_QUERY_MEMORY") {
             config.query_memory = parse_size("query-memory", &text)?;
         }
@@ -181,6 +199,13 @@ impl Config {
         }
         config.validate()?;
         Ok(config)
+    }
+
+    /// Bytes of pages and indexes of state that may be in memory. What else the process takes (code,
+    /// rows under way, decoding, checkpoints being written, queries) is left room for.
+    pub fn state_memory(&self) -> Option<u64> {
+        let memory = self.memory? as u64;
+        Some((memory / 2).max(memory.saturating_sub(1 << 30)))
     }
 
     /// Checks the ranges of all settings.
@@ -198,6 +223,9 @@ impl Config {
         }
         if self.max_rows_in_flight < 1024 {
             return Err(bad("max-rows-in-flight", "must be at least 1024"));
+        }
+        if self.memory.is_some_and(|memory| memory < LEAST_MEMORY) {
+            return Err(bad("memory", "must be at least 256MiB"));
         }
         if self.max_body < 1024 {
             return Err(bad("max-body", "must be at least 1KiB"));

@@ -40,6 +40,7 @@ use millrace_dataflow::engine::shared::{EngineStats, Status};
 use millrace_dataflow::engine::subscribe::Subscription;
 use millrace_dataflow::engine::{Engine, Waiting};
 use millrace_dataflow::error::{Error, Result};
+use millrace_dataflow::state::PagerStats;
 use millrace_sql::bind::{Bound, bind};
 use millrace_sql::guard::Policy;
 use millrace_sql::parse::{Parsed, Statement};
@@ -251,6 +252,11 @@ impl Coordinator {
     /// What runs, as the engine sees it.
     pub fn status(&self) -> Vec<Status> {
         self.0.engine.status()
+    }
+
+    /// What the memory budget of state has done; `None` without one.
+    pub fn pager_stats(&self) -> Option<PagerStats> {
+        self.0.engine.pager_stats()
     }
 
     /// What keeps the engine from making progress, if anything does.

@@ -6,6 +6,9 @@ use clap::Parser;
 use millrace_control::cmd;
 use millrace_control::config::{Cli, Command};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => cmd::serve::run(&args),

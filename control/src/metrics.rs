@@ -8,6 +8,8 @@ use std::time::Instant;
 use millrace_dataflow::checkpoint::pause;
 use millrace_dataflow::engine::shared::{EngineStats, Status};
 use millrace_dataflow::error::{Error, Result};
+use millrace_dataflow::state::PagerStats;
+use millrace_dataflow::worker::command::StateSize;
 use prometheus::core::Collector;
 use prometheus::{Counter, Encoder, GaugeVec, IntCounterVec, Opts, Registry, TextEncoder};
 use prometheus::{Gauge, IntGaugeVec};
@@ -31,6 +33,9 @@ pub fn render(coordinator: Option<&Coordinator>, started: Instant) -> Result<Str
     if let Some(coordinator) = coordinator {
         relations(&registry, &coordinator.status())?;
         engine(&registry, coordinator.stats(), coordinator.config().workers)?;
+        if let Some(stats) = coordinator.pager_stats() {
+            pager(&registry, stats)?;
+        }
         let world = coordinator.world();
         let failed = world
             .entries
@@ -95,9 +100,14 @@ const GAUGES: &[(&str, &str, Pick<Option<u64>>)] = &[
     ("millrace_state_rows", "Rows of state", |s| {
         Some(s.state_rows)
     }),
-    ("millrace_state_bytes", "Bytes of state", |s| {
+    ("millrace_state_bytes", "Bytes of state in memory", |s| {
         Some(s.state_bytes)
     }),
+    (
+        "millrace_state_swapped_bytes",
+        "Bytes of state in the swap file",
+        |s| Some(s.state_swapped_bytes),
+    ),
     (
         "millrace_frontier",
         "Tick below which everything is applied",
@@ -149,17 +159,22 @@ fn relations(registry: &Registry, status: &[Status]) -> Result<()> {
         }
         register(registry, family)?;
     }
-    type Part = fn(&(String, u64, u64)) -> u64;
-    let parts: [(&str, &str, Part); 2] = [
+    type Part = fn(&StateSize) -> u64;
+    let parts: [(&str, &str, Part); 3] = [
         (
             "millrace_operator_state_rows",
             "Rows of state of one operator",
-            |o| o.1,
+            |state| state.rows,
         ),
         (
             "millrace_operator_state_bytes",
-            "Bytes of state of one operator",
-            |o| o.2,
+            "Bytes of state of one operator in memory",
+            |state| state.bytes,
+        ),
+        (
+            "millrace_operator_state_swapped_bytes",
+            "Bytes of state of one operator in the swap file",
+            |state| state.swapped,
         ),
     ];
     for (name, help, pick) in parts {
@@ -167,7 +182,7 @@ fn relations(registry: &Registry, status: &[Status]) -> Result<()> {
             IntGaugeVec::new(Opts::new(name, help), &["relation", "operator"]).map_err(failed)?;
         for s in status {
             for operator in &s.operators {
-                let value = i64::try_from(pick(operator)).unwrap_or(i64::MAX);
+                let value = i64::try_from(pick(&operator.1)).unwrap_or(i64::MAX);
                 family
                     .with_label_values(&[s.name.as_str(), operator.0.as_str()])
                     .set(value);
@@ -272,6 +287,45 @@ fn engine(registry: &Registry, stats: EngineStats, workers: usize) -> Result<()>
     )
 }
 
+fn pager(registry: &Registry, stats: PagerStats) -> Result<()> {
+    let gauges = [
+        (
+            "millrace_memory_state_bytes",
+            "Bytes of state in memory, with what readers keep there",
+            stats.resident,
+        ),
+        (
+            "millrace_memory_state_limit_bytes",
+            "Bytes of state that may be in memory",
+            stats.limit,
+        ),
+        (
+            "millrace_swap_bytes",
+            "Bytes in use in the swap file",
+            stats.swapped,
+        ),
+    ];
+    for (name, help, value) in gauges {
+        gauge(registry, name, help, value as f64)?;
+    }
+    let counters = [
+        (
+            "millrace_swap_pages_written_total",
+            "Pages written to the swap file",
+            stats.written,
+        ),
+        (
+            "millrace_swap_pages_read_total",
+            "Pages read back from the swap file",
+            stats.read,
+        ),
+    ];
+    for (name, help, value) in counters {
+        counter(registry, name, help, value as f64)?;
+    }
+    Ok(())
+}
+
 fn process(registry: &Registry, started: Instant) -> Result<()> {
     let (cpu, resident) = usage();
     counter(
@@ -361,7 +415,15 @@ mod tests {
             bytes_out: 0,
             state_rows: 0,
             state_bytes: 0,
-            operators: vec![("join-2".to_string(), 3, 300)],
+            state_swapped_bytes: 0,
+            operators: vec![(
+                "join-2".to_string(),
+                StateSize {
+                    rows: 3,
+                    bytes: 300,
+                    swapped: 0,
+                },
+            )],
             late_rows: 0,
             rejected_rows: 2,
             error_rows: 0,

@@ -8,6 +8,7 @@
 //!   `max_result`.
 
 pub mod source_table;
+pub mod view_table;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,7 @@ use millrace_sql::execution_error;
 use tokio::task::JoinHandle;
 
 pub use source_table::SourceTable;
+pub use view_table::ViewTable;
 
 /// Rows of a memory table's batches: small enough to spread over threads.
 const BATCH_ROWS: usize = 8192;

@@ -35,9 +35,11 @@ use crate::checkpoint::store::CheckpointStore;
 use crate::error::{Error, ErrorKind, Result};
 use crate::follow::Follower;
 use crate::ingest::{Signal, lock};
+use crate::kernel::contents::FrozenContents;
 use crate::plan::{Plan, RelationId, SourcePlan};
 use crate::sink::Sink;
 use crate::source::Source;
+use crate::state::{Pager, PagerStats};
 use crate::time::Tick;
 use crate::worker::command::{Command, InputInfo, Progress};
 use backfill::Backfill;
@@ -62,6 +64,14 @@ fn log_error(why: Option<&str>) -> Error {
         .hint("free space on the disk of the data directory; the server goes on by itself")
 }
 
+/// State stays in memory, beyond its budget.
+fn swap_error(why: String) -> Error {
+    Error::unavailable("the swap file cannot be written, so state takes more memory than it may")
+        .code("53100")
+        .detail(why)
+        .hint("free space on the disk of the data directory; the server goes on by itself")
+}
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
@@ -78,6 +88,8 @@ pub struct EngineConfig {
     pub max_rows_in_flight: u64,
     /// Written while the engine starts.
     pub waiting: Waiting,
+    /// The memory that state may take; `None` sets no limit.
+    pub pager: Option<Arc<Pager>>,
 }
 
 impl EngineConfig {
@@ -166,11 +178,29 @@ impl Item {
     }
 }
 
-/// Contents of relations at one tick.
+/// Contents of relations at one tick. They are decoded, and read back from the swap file, by who wants
+/// them.
 #[derive(Debug)]
 pub struct Read {
     pub tick: Tick,
-    pub relations: BTreeMap<RelationId, Vec<RecordBatch>>,
+    /// By relation, one piece per worker.
+    pub relations: BTreeMap<RelationId, Vec<FrozenContents>>,
+}
+
+impl Read {
+    /// Rows of a relation.
+    pub fn rows(&self, id: RelationId) -> u64 {
+        let pieces = self.relations.get(&id).into_iter().flatten();
+        pieces.map(FrozenContents::rows).sum()
+    }
+    /// All rows of a relation. Takes its time: not for a thread that others wait for.
+    pub fn batches(&self, id: RelationId) -> Result<Vec<RecordBatch>> {
+        let mut all = Vec::new();
+        for piece in self.relations.get(&id).into_iter().flatten() {
+            all.extend(piece.batches(None)?);
+        }
+        Ok(all)
+    }
 }
 
 #[derive(Debug)]
@@ -322,43 +352,29 @@ impl Engine {
 
     async fn read_now(&self, ids: &[RelationId], follow: Option<Follower>) -> Result<Read> {
         self.wait_ready(ids).await?;
-        let mut relations: BTreeMap<RelationId, Vec<RecordBatch>> =
+        let mut relations: BTreeMap<RelationId, Vec<FrozenContents>> =
             ids.iter().map(|id| (*id, Vec::new())).collect();
-        let tick;
         if ids.is_empty() {
             return Ok(Read {
                 tick: self.inner.shared.last_tick.load(Ordering::Relaxed),
                 relations,
             });
         }
-        {
-            let (answer, mut answers) = mpsc::unbounded_channel();
-            self.ask(subscribe::mark(ids, answer, follow))?;
-            let mut outstanding = relations.len() * self.inner.config.workers;
-            let mut frozen = Vec::new();
-            while outstanding > 0 {
-                let Some(part) = answers.recv().await else {
-                    return Err(Error::new(
-                        ErrorKind::Conflict,
-                        "a relation was dropped while it was read",
-                    ));
-                };
-                outstanding -= 1;
-                frozen.push(part);
-            }
+        let (answer, mut answers) = mpsc::unbounded_channel();
+        self.ask(subscribe::mark(ids, answer, follow))?;
+        let mut outstanding = relations.len() * self.inner.config.workers;
+        let mut tick = 0;
+        while outstanding > 0 {
+            let Some((at, id, contents)) = answers.recv().await else {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    "a relation was dropped while it was read",
+                ));
+            };
+            outstanding -= 1;
             // The mark was minted before any answer, so the last tick is at or after it.
-            tick = frozen.iter().map(|(t, _, _)| *t).max().unwrap_or_default();
-            let parts = tokio::task::spawn_blocking(move || {
-                frozen
-                    .into_iter()
-                    .map(|(_, id, f)| Ok((id, f.batches(None)?)))
-                    .collect::<Result<Vec<_>>>()
-            })
-            .await
-            .map_err(|e| Error::internal(e.to_string()))??;
-            for (id, batches) in parts {
-                relations.entry(id).or_default().extend(batches);
-            }
+            tick = at.max(tick);
+            relations.entry(id).or_default().push(contents);
         }
         self.wait_durable(tick).await?;
         Ok(Read { tick, relations })
@@ -427,6 +443,9 @@ impl Engine {
                 None => error,
             });
         }
+        if let Some(why) = self.inner.config.pager.as_ref().and_then(|pager| pager.trouble()) {
+            return Some(swap_error(why));
+        }
         lock(&self.inner.items)
             .values()
             .find_map(|item| match item {
@@ -442,6 +461,11 @@ impl Engine {
                 }
                 _ => None,
             })
+    }
+
+    /// What the memory budget of state has done; `None` without one.
+    pub fn pager_stats(&self) -> Option<PagerStats> {
+        self.inner.config.pager.as_ref().map(|pager| pager.stats())
     }
 
     /// Takes a checkpoint now; its id.

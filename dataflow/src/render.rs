@@ -302,10 +302,11 @@ fn serve<'s>(
     if matches!(build.install.body, Body::View { hidden: true, .. }) {
         served.hide();
     }
-    let (rows, bytes) = served.size();
+    let size = served.size();
+    let rows = size.rows;
     if rows > 0 {
         let counters = &build.install.progress.counters;
-        counters.set_state(worker, id.0, "contents", rows, bytes);
+        counters.set_state(worker, id.0, "contents", size);
         // What the relations hold goes on being counted.
         match port {
             1 => Counters::add(&counters.error_rows, rows as usize),
@@ -360,8 +361,9 @@ impl Logic for ServeLogic {
                 _ => Counters::add(&counters.late_rows, rows),
             }
             served.apply(moment.tick, deltas);
-            let (rows, bytes) = served.size();
-            counters.set_state(self.worker, self.stage, "contents", rows, bytes);
+            counters.set_state(self.worker, self.stage, "contents", served.size());
+        } else {
+            served.relieve();
         }
         if let Some(info) = &moment.info {
             served.answer(self.relation, info);

@@ -25,6 +25,7 @@ use crate::state::{Part, Stateful};
 use crate::tap::Tap;
 use crate::tick::TickInfo;
 use crate::time::Tick;
+use crate::worker::command::StateSize;
 
 /// See the module.
 #[derive(Debug)]
@@ -248,11 +249,16 @@ impl Served {
                 .expect("checksums of the checkpoint were verified");
         }
     }
-    /// Rows and bytes held.
-    pub fn size(&self) -> (u64, u64) {
-        self.contents
-            .as_ref()
-            .map_or((0, 0), |c| (c.rows(), c.bytes()))
+    /// What is held.
+    pub fn size(&self) -> StateSize {
+        let contents = self.contents.as_ref();
+        contents.map(StateSize::of).unwrap_or_default()
+    }
+    /// Puts out what was not used lately, if more is in memory than wanted.
+    pub fn relieve(&mut self) {
+        if let Some(contents) = &mut self.contents {
+            contents.relieve();
+        }
     }
 }
 

@@ -13,29 +13,41 @@
 //!   for rows that only come) from its creation;
 //!   calling the methods of the other kind is a bug.
 //! * A row's place says nothing: no caller may depend on the order of rows.
+//! * Under a [`Pager`] pages come into memory when they are used and leave it in
+//!   [`KeyedState::relieve`] only: who touches many rows calls that every few of them.
 
+mod batch;
 mod codec;
 mod frozen;
 mod group;
+mod held;
+mod index;
 mod page;
+mod pager;
 mod snapshot;
+mod swap;
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use batch::HeldBatch;
 pub use codec::{
     Part, PartData, StoredData, StoredPart, read_part, write_batches, write_keyed, write_meta,
     write_part,
 };
-pub use frozen::{Frozen, StateRow};
+pub use frozen::{Frozen, LoadedRows, StateRow};
 pub use group::Chain;
+pub use pager::{Pager, PagerStats};
 pub use snapshot::Snapshot;
 
 use crate::error::Result;
 use crate::key::{GROUPS, key_group};
 use frozen::FrozenGroup;
 use group::Group;
+pub(crate) use pager::Account;
+#[cfg(test)]
+pub(crate) use pager::testing;
 
 /// What a checkpoint needs from whoever holds state.
 pub trait Stateful {
@@ -48,6 +60,12 @@ pub trait Stateful {
     fn rows(&self) -> u64;
     /// Memory held, roughly.
     fn bytes(&self) -> u64;
+    /// Bytes that are in the swap file only, roughly.
+    fn swapped_bytes(&self) -> u64 {
+        0
+    }
+    /// Puts out what was not used lately, if more is in memory than wanted.
+    fn relieve(&mut self) {}
 }
 
 /// Names a row until it is removed or its value changes its length.
@@ -66,7 +84,7 @@ pub enum Change {
 }
 
 /// Rows by key. See the module contract.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct KeyedState {
     /// Empty until the first row, then one per key group.
     groups: Vec<Option<Box<Group>>>,
@@ -76,12 +94,28 @@ pub struct KeyedState {
     snapshots: u64,
     /// Rows for which a new key group has room.
     expected: u32,
+    account: Arc<Account>,
+    /// The clock's hand: the key group that it looks at next.
+    hand: u8,
+}
+
+impl Default for KeyedState {
+    fn default() -> Self {
+        Self {
+            groups: Vec::new(),
+            kind: Kind::Plain,
+            generation: 0,
+            snapshots: 0,
+            expected: 0,
+            account: Account::open(),
+            hand: 0,
+        }
+    }
 }
 
 /// What a key has. See the module contract.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    #[default]
     Plain,
     Chained,
     Growing,
@@ -132,11 +166,46 @@ impl KeyedState {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Memory held, roughly.
+    /// Memory held, roughly, with what readers of earlier contents keep there.
     pub fn bytes(&self) -> u64 {
-        let fixed = self.groups.capacity() * size_of::<Option<Box<Group>>>();
-        fixed as u64 + self.live().map(|(_, group)| group.bytes()).sum::<u64>()
+        self.account.resident()
     }
+    /// Bytes in the swap file, roughly.
+    pub fn swapped_bytes(&self) -> u64 {
+        self.account.swapped()
+    }
+
+    /// More is in memory than wanted: whoever holds references to rows ought to let go of them soon.
+    #[inline]
+    pub fn is_over(&self) -> bool {
+        self.account.is_over()
+    }
+
+    /// Puts out pages that were not used lately, if more is in memory than wanted.
+    #[inline]
+    pub fn relieve(&mut self) {
+        if self.is_over() {
+            self.put_out();
+        }
+    }
+
+    #[cold]
+    fn put_out(&mut self) {
+        let due = self.account.due();
+        let mut freed = 0;
+        // In the first round pages used lately get a second chance, in the second none is left.
+        for _ in 0..2 * self.groups.len() {
+            if freed >= due {
+                return;
+            }
+            let group = self.groups.get_mut(usize::from(self.hand));
+            if let Some(group) = group.and_then(Option::as_deref_mut) {
+                freed += group.put_out(due - freed);
+            }
+            self.hand = self.hand.wrapping_add(1);
+        }
+    }
+
     /// Forgets every row.
     pub fn clear(&mut self) {
         self.groups.clear();
@@ -158,7 +227,9 @@ impl KeyedState {
             self.groups.resize_with(GROUPS, || None);
         }
         let (kind, expected) = (self.kind, self.expected);
-        self.groups[usize::from(number)].get_or_insert_with(|| Box::new(Group::new(kind, expected)))
+        let account = &self.account;
+        self.groups[usize::from(number)]
+            .get_or_insert_with(|| Box::new(Group::new(kind, expected, Arc::clone(account))))
     }
 
     /// The value of a key.
@@ -307,10 +378,9 @@ impl KeyedState {
         }
     }
 
-    /// All rows; chained values begin with the multiplicity.
-    pub fn iter(&self) -> impl Iterator<Item = StateRow<'_>> {
-        let pages = self.live().flat_map(|(_, group)| group.pages());
-        pages.flat_map(|page| page.iter())
+    /// The rows of one key group; chained values begin with the multiplicity.
+    pub fn rows_of_group(&self, group: u8) -> impl Iterator<Item = StateRow<'_>> {
+        self.group(group).into_iter().flat_map(Group::iter)
     }
 
     /// The rows as they are now, unchanged by later writes. Shares the pages, copies no row.
@@ -319,11 +389,7 @@ impl KeyedState {
         let groups = filled.map(|(number, group)| FrozenGroup {
             group: number,
             rows: group.rows(),
-            pages: group
-                .pages()
-                .filter(|page| page.rows() > 0)
-                .map(Arc::clone)
-                .collect(),
+            pages: group.pages().filter(|page| page.rows() > 0).collect(),
         });
         Frozen {
             groups: groups.collect(),
@@ -368,7 +434,10 @@ impl KeyedState {
 
     /// Adds the rows of the groups `owned` of a stored part.
     pub fn restore_part(&mut self, part: &StoredPart, owned: &Range<u16>) -> Result<()> {
-        part.each_group(self.kind.is_chained(), owned, |rows| self.restore(rows))
+        part.each_group(self.kind.is_chained(), owned, |rows| {
+            self.restore(rows);
+            self.relieve();
+        })
     }
 }
 

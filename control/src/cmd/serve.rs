@@ -265,6 +265,7 @@ fn flags(args: &ServeArgs) -> Vec<OsString> {
         ("--commit-interval", &args.commit_interval),
         ("--max-rows-in-flight", &args.max_rows_in_flight),
         ("--max-body", &args.max_body),
+        ("--memory", &args.memory),
         ("--query-memory", &args.query_memory),
         ("--max-result", &args.max_result),
         ("--statement-timeout", &args.statement_timeout),

@@ -7,6 +7,7 @@
 //! * One that cannot be planned any more, or whose plan is another one (state would not fit), is
 //!   kept as FAILED with the reason, and so is what reads it; the others run.
 
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
 
@@ -17,6 +18,7 @@ use millrace_dataflow::checkpoint::store::CheckpointStore;
 use millrace_dataflow::engine::start::Found;
 use millrace_dataflow::engine::{Engine, EngineConfig, Waiting};
 use millrace_dataflow::error::{Error, ErrorKind, Result};
+use millrace_dataflow::state::Pager;
 use millrace_lake::SqlCatalog;
 use millrace_sql::bind::bind;
 use millrace_sql::guard::Policy;
@@ -59,6 +61,7 @@ pub(super) async fn start(
         commit_interval: config.commit_interval,
         max_rows_in_flight: config.max_rows_in_flight,
         waiting,
+        pager: pager(&config, &data_dir)?,
     };
     let found = Engine::find(&engine_config, &catalog).await?;
     settle_replacements(&catalog, &found).await?;
@@ -151,7 +154,7 @@ async fn again(object: &Object, world: &World, outside: &Outside, policy: &Polic
 }
 
 /// Memory and scratch space of one-shot queries.
-fn query_env(config: &Config, data_dir: &std::path::Path) -> Result<Arc<RuntimeEnv>> {
+fn query_env(config: &Config, data_dir: &Path) -> Result<Arc<RuntimeEnv>> {
     let scratch = data_dir.join("scratch");
     // What queries left behind means nothing after a restart.
     match std::fs::remove_dir_all(&scratch) {
@@ -165,4 +168,14 @@ fn query_env(config: &Config, data_dir: &std::path::Path) -> Result<Arc<RuntimeE
         )
         .build_arc()
         .map_err(crate::error::from_datafusion)
+}
+
+/// Holds state to its share of the memory that the process may take.
+fn pager(config: &Config, data_dir: &Path) -> Result<Option<Arc<Pager>>> {
+    let Some(limit) = config.state_memory() else {
+        return Ok(None);
+    };
+    let pager = Pager::new(&data_dir.join("swap"), limit)?;
+    info!(target: "millrace", state_bytes = limit, "state larger than this goes to the swap file");
+    Ok(Some(pager))
 }

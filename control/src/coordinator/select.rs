@@ -9,7 +9,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
 use datafusion::catalog::TableProvider;
 use millrace_dataflow::error::{Error, Result};
 use millrace_dataflow::plan::RelationId;
@@ -20,7 +19,7 @@ use millrace_sql::query::Stop;
 use super::prepare::base_name;
 use super::world::Detail;
 use super::{Coordinator, World};
-use crate::query::{self, SourceTable};
+use crate::query::{self, SourceTable, ViewTable};
 use crate::session::{Answer, Notice};
 
 impl Coordinator {
@@ -129,7 +128,7 @@ impl Coordinator {
             return Ok((None, Vec::new()));
         }
         let all: Vec<RelationId> = ids.iter().copied().chain(errors.keys().copied()).collect();
-        let mut read = self.0.engine.read(&all).await?;
+        let read = self.0.engine.read(&all).await?;
         for relation in relations {
             if let RelationRef::Engine {
                 id,
@@ -138,20 +137,14 @@ impl Coordinator {
                 source: false,
             } = relation
             {
-                let batches = read.relations.get(id).cloned().unwrap_or_default();
-                let table = query::memory_table(schema, batches, self.0.config.workers)?;
-                providers.insert(name.clone(), table);
+                let pieces = read.relations.get(id).cloned().unwrap_or_default();
+                let table = ViewTable::new(schema, pieces, self.0.config.workers);
+                providers.insert(name.clone(), Arc::new(table));
             }
         }
         let mut notices = Vec::new();
         for (id, view) in errors {
-            let rows: usize = read
-                .relations
-                .remove(&id)
-                .iter()
-                .flatten()
-                .map(RecordBatch::num_rows)
-                .sum();
+            let rows = read.rows(id);
             if rows > 0 {
                 let noun = if rows == 1 { "row error" } else { "row errors" };
                 notices.push(

@@ -12,13 +12,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::sync::{Arc, Weak};
 
-use arrow::array::RecordBatch;
-
 use super::manifest::{ChunkRef, ObjectId, PartEntry, StageEntry};
 use super::{StageId, StageParts};
 use crate::error::Result;
 use crate::plan::RelationId;
-use crate::state::{Part, PartData, Snapshot, write_batches, write_keyed, write_meta};
+use crate::state::{HeldBatch, Part, PartData, Snapshot, write_batches, write_keyed, write_meta};
 
 /// Chunks of a part before it is written in full again.
 const CHUNKS: usize = 16;
@@ -37,7 +35,7 @@ enum Held {
         number: u64,
         chunks: Vec<ChunkRef>,
     },
-    Batches(Vec<(Weak<RecordBatch>, ChunkRef)>),
+    Batches(Vec<(Weak<HeldBatch>, ChunkRef)>),
     Meta(ChunkRef),
 }
 
@@ -177,7 +175,7 @@ impl Increment {
                 })
             }
             PartData::Batches(batches) => {
-                let stored: BTreeMap<usize, &(Weak<RecordBatch>, ChunkRef)> = match known {
+                let stored: BTreeMap<usize, &(Weak<HeldBatch>, ChunkRef)> = match known {
                     // A weak pointer keeps the address from being given to another batch.
                     Some(Held::Batches(list)) => {
                         list.iter().map(|b| (b.0.as_ptr().addr(), b)).collect()

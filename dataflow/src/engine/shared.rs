@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::ingest::lock;
 use crate::plan::RelationId;
 use crate::time::{NO_WATERMARK, Tick};
+use crate::worker::command::StateSize;
 
 /// State of one source, written by the minter.
 #[derive(Debug, Default)]
@@ -129,9 +130,12 @@ pub struct Status {
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub state_rows: u64,
+    /// In memory.
     pub state_bytes: u64,
-    /// State by operator: name, rows, bytes.
-    pub operators: Vec<(String, u64, u64)>,
+    /// In the swap file.
+    pub state_swapped_bytes: u64,
+    /// State by operator.
+    pub operators: Vec<(String, StateSize)>,
     pub late_rows: u64,
     pub rejected_rows: u64,
     pub error_rows: u64,

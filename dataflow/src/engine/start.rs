@@ -31,6 +31,7 @@ use crate::ingest::{Signal, lock};
 use crate::plan::RelationId;
 use crate::remap::log::{Rules, fits_destination};
 use crate::remap::{self, RemapLog};
+use crate::state::Pager;
 use crate::tick::TickInfo;
 use crate::time::Tick;
 use crate::worker;
@@ -156,7 +157,7 @@ struct Workers {
 }
 
 /// Step 2, first half: the timely workers, each waiting for commands.
-fn start_workers(count: usize, parts: PartSender) -> Result<Workers> {
+fn start_workers(count: usize, parts: PartSender, pager: Option<Arc<Pager>>) -> Result<Workers> {
     let mut senders = Vec::new();
     let mut receivers: Vec<Option<Receiver<Command>>> = Vec::new();
     for _ in 0..count {
@@ -173,6 +174,7 @@ fn start_workers(count: usize, parts: PartSender) -> Result<Workers> {
         .spawn(move || {
             let guards = timely::execute(timely::Config::process(count), move |timely_worker| {
                 let index = timely_worker.index();
+                Pager::enter(pager.clone());
                 let receiver = lock(&receivers)[index]
                     .take()
                     .expect("each worker starts once");
@@ -233,7 +235,7 @@ impl Engine {
         let base = base.unwrap_or(0);
         let (part_sender, part_receiver) = mpsc::unbounded_channel();
         let parts = PartSender(part_sender);
-        let workers = start_workers(config.workers, parts.clone())?;
+        let workers = start_workers(config.workers, parts.clone(), config.pager.clone())?;
         let signal = Arc::new(Signal::default());
         let shared = Arc::new(Shared::default());
         let (requests, request_receiver) = channel();

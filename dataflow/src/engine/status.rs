@@ -114,6 +114,7 @@ impl Engine {
             bytes_out: 0,
             state_rows: 0,
             state_bytes: 0,
+            state_swapped_bytes: 0,
             operators: Vec::new(),
             late_rows: 0,
             rejected_rows: state.rejected,
@@ -152,7 +153,7 @@ fn flow_status(
 ) -> Status {
     let next = progress.next();
     let counters = &progress.counters;
-    let (state_rows, state_bytes) = counters.state();
+    let state = counters.state();
     Status {
         id,
         name: name.to_string(),
@@ -166,8 +167,9 @@ fn flow_status(
         rows_out: get(&counters.rows_out),
         bytes_in: get(&counters.bytes_in),
         bytes_out: get(&counters.bytes_out),
-        state_rows,
-        state_bytes,
+        state_rows: state.rows,
+        state_bytes: state.bytes,
+        state_swapped_bytes: state.swapped,
         operators: counters.operators(),
         late_rows: get(&counters.late_rows),
         rejected_rows: Counters::get(&counters.rejected_rows),

@@ -47,12 +47,18 @@ impl Engine {
         let load = Arc::new(Load::default());
         let follower = Follower::new(follow, Arc::clone(&load));
         let read = self.read_with(&[id], Some(follower)).await?;
-        let contents = read.relations.into_values().flatten();
+        let tick = read.tick;
+        let shown = Arc::clone(&columns);
+        let contents = tokio::task::spawn_blocking(move || {
+            let batches = read.batches(id)?.into_iter();
+            let batches = batches.map(|batch| first_columns(&shown, batch));
+            batches.collect::<Result<_>>()
+        });
         let contents = contents
-            .map(|batch| first_columns(&columns, batch))
-            .collect::<Result<_>>()?;
+            .await
+            .map_err(|e| Error::internal(e.to_string()))??;
         Ok(Subscription {
-            tick: read.tick,
+            tick,
             contents,
             engine: self.clone(),
             events,

@@ -208,6 +208,7 @@ impl Bed {
             commit_interval: Duration::from_millis(20),
             max_rows_in_flight: 100_000,
             waiting: Arc::default(),
+            pager: None,
         }
     }
     async fn start(&self, workers: usize, items: Vec<Item>) -> Engine {
@@ -285,7 +286,8 @@ fn divisible(id: u64, from: u64, by: i64) -> Item {
 
 async fn numbers(engine: &Engine, id: u64) -> Vec<i64> {
     let read = engine.read(&[RelationId(id)]).await.expect("reads");
-    let mut all: Vec<i64> = read.relations[&RelationId(id)]
+    let batches = read.batches(RelationId(id)).expect("decodes");
+    let mut all: Vec<i64> = batches
         .iter()
         .flat_map(|b| b.column(0).as_primitive::<Int64Type>().values().to_vec())
         .collect();

@@ -13,7 +13,7 @@
 //!   [`AggregateState::finish`] with the tick's watermark.
 //! * With a close rule there is one table per value of the close key; it is dropped whole when
 //!   `watermark >= value + delay + allowed lateness`. Under EMIT CHANGES nothing is said of it.
-//! * A delta of changes has retractions first; closed groups come by close time, then by hash.
+//! * A delta of changes has retractions first; closed groups come by close time, then by key group and hash.
 
 mod groups;
 
@@ -30,7 +30,7 @@ use super::order::{Order, Placed, Time};
 use super::{OUTPUT_ROWS, RowErrors, TickOutput, WARM_ROWS, nullable};
 use crate::delta::{Delta, Diffs};
 use crate::error::{Error, ErrorKind, Result};
-use crate::key::{Encoded, RowCodec, Share, hash_bytes, hash_encoded};
+use crate::key::{Encoded, GROUPS, RowCodec, Share, hash_bytes, hash_encoded};
 use crate::plan::{AggregateCall, CloseRule, Emit, TimeWindow};
 use crate::state::{Part, PartData, Stateful, StoredPart};
 use crate::time::Watermark;
@@ -181,6 +181,7 @@ impl AggregateState {
                     let key = (source.hashes[row], source.encoded.row(row));
                     groups.add(&self.layout, key, &source.columns, row);
                 }
+                groups.relieve();
             }
         }
         Ok(())
@@ -196,18 +197,20 @@ impl AggregateState {
                 let mut buckets = std::mem::take(&mut self.buckets);
                 for groups in buckets.values_mut().filter(|groups| groups.touched() > 0) {
                     let shown = self.changes(groups, &mut out, &mut errors);
-                    shown.expect("stored groups are of this plan");
-                    groups.end_tick(&self.layout, !self.spec.keys.is_empty());
+                    let gone = shown.expect("stored groups are of this plan");
+                    groups.end_tick(&self.layout, &gone);
                 }
+                buckets.values_mut().for_each(Groups::relieve);
                 buckets.retain(|_, groups| !groups.is_empty());
                 self.buckets = buckets;
                 while self.first_closed(watermark).is_some() {}
             }
             Emit::OnClose => {
-                while let Some(groups) = self.first_closed(watermark) {
-                    let shown = self.closed(&groups, &mut out, &mut errors);
+                while let Some(mut groups) = self.first_closed(watermark) {
+                    let shown = self.closed(&mut groups, &mut out, &mut errors);
                     shown.expect("stored groups are of this plan");
                 }
+                self.buckets.values_mut().for_each(Groups::relieve);
             }
         }
         out.errors.extend(errors.finish());
@@ -237,14 +240,49 @@ impl AggregateState {
         }
     }
 
-    /// Old and new rows of the groups touched in this tick.
-    fn changes(&self, groups: &Groups, out: &mut TickOutput, errors: &mut RowErrors) -> Result<()> {
-        let mut touched = Vec::with_capacity(groups.touched().min(OUTPUT_ROWS / 2));
-        for chunk in 0..groups.touched().div_ceil(OUTPUT_ROWS / 2) {
-            touched.clear();
-            groups.changed(chunk * (OUTPUT_ROWS / 2), OUTPUT_ROWS / 2, &mut touched);
+    /// Old and new rows of the groups touched in this tick; gives the places, among those touched, of
+    /// groups without rows.
+    fn changes(
+        &self,
+        groups: &mut Groups,
+        out: &mut TickOutput,
+        errors: &mut RowErrors,
+    ) -> Result<Vec<usize>> {
+        /// So many when each may need a page of its own that is not in memory.
+        const FEW: usize = 2048;
+        let mut gone = Vec::new();
+        let mut from = 0;
+        while from < groups.touched() {
+            groups.relieve();
+            let count = if groups.is_over() {
+                FEW
+            } else {
+                OUTPUT_ROWS / 2
+            };
+            self.changes_of(groups, (from, count), out, errors, &mut gone)?;
+            from += count;
+        }
+        Ok(gone)
+    }
+
+    /// As [`Self::changes`] for `count` touched groups from `from` on.
+    fn changes_of(
+        &self,
+        groups: &Groups,
+        (from, count): (usize, usize),
+        out: &mut TickOutput,
+        errors: &mut RowErrors,
+        gone: &mut Vec<usize>,
+    ) -> Result<()> {
+        let mut touched = Vec::with_capacity(groups.touched().min(count));
+        {
+            groups.changed(from, count, &mut touched);
             if touched.is_empty() {
-                continue;
+                return Ok(());
+            }
+            if !self.spec.keys.is_empty() {
+                let empty = touched.iter().filter(|t| rows_in(t.new) == 0);
+                gone.extend(empty.map(|t| t.at));
             }
             let initial = self.layout.initial.as_slice();
             let some_old = touched.iter().any(|t| t.old.is_some());
@@ -285,7 +323,7 @@ impl AggregateState {
             }
             let rows = retract.len() + insert.len();
             if rows == 0 {
-                continue;
+                return Ok(());
             }
             let shown = retract.iter().chain(&insert);
             let mut columns = self.codec.decode(shown.map(|at| touched[*at].key))?;
@@ -305,9 +343,37 @@ impl AggregateState {
     }
 
     /// All rows of a closed table.
-    fn closed(&self, groups: &Groups, out: &mut TickOutput, errors: &mut RowErrors) -> Result<()> {
-        let mut rows: Vec<_> = groups.rows().filter(|row| rows_in(row.2) > 0).collect();
-        rows.sort_unstable_by_key(|row| (row.0, row.1));
+    fn closed(
+        &self,
+        groups: &mut Groups,
+        out: &mut TickOutput,
+        errors: &mut RowErrors,
+    ) -> Result<()> {
+        let mut next = 0;
+        while next < GROUPS {
+            next = self.closed_from(groups, next, out, errors)?;
+            groups.relieve();
+        }
+        Ok(())
+    }
+
+    /// Rows of a closed table from a key group on, as many as are worth it; the group after those.
+    fn closed_from(
+        &self,
+        groups: &Groups,
+        from: usize,
+        out: &mut TickOutput,
+        errors: &mut RowErrors,
+    ) -> Result<usize> {
+        let mut rows = Vec::new();
+        let mut next = from;
+        while next < GROUPS && rows.len() < OUTPUT_ROWS && (next == from || !groups.is_over()) {
+            let begin = rows.len();
+            let of_group = groups.of_key_group(next as u8);
+            rows.extend(of_group.filter(|row| rows_in(row.2) > 0));
+            rows[begin..].sort_unstable_by_key(|row| (row.0, row.1));
+            next += 1;
+        }
         for chunk in rows.chunks(OUTPUT_ROWS) {
             let values: Vec<&[u8]> = chunk.iter().map(|row| row.2).collect();
             let made = output::columns(&self.layout, &self.types, &values)?;
@@ -330,7 +396,7 @@ impl AggregateState {
             }
             out.deltas.push(delta);
         }
-        Ok(())
+        Ok(next)
     }
 
     /// The error of a group one of whose sums does not fit.
@@ -495,6 +561,12 @@ impl Stateful for AggregateState {
 
     fn bytes(&self) -> u64 {
         self.buckets.values().map(Groups::bytes).sum()
+    }
+    fn swapped_bytes(&self) -> u64 {
+        self.buckets.values().map(Groups::swapped_bytes).sum()
+    }
+    fn relieve(&mut self) {
+        self.buckets.values_mut().for_each(Groups::relieve);
     }
 }
 

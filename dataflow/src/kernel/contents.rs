@@ -132,6 +132,18 @@ impl Stateful for Contents {
             Self::Runs(runs) => runs.bytes(),
         }
     }
+    fn swapped_bytes(&self) -> u64 {
+        match self {
+            Self::Table(table) => table.swapped_bytes(),
+            Self::Runs(runs) => runs.swapped_bytes(),
+        }
+    }
+    fn relieve(&mut self) {
+        match self {
+            Self::Table(table) => table.relieve(),
+            Self::Runs(runs) => runs.relieve(),
+        }
+    }
 }
 
 /// Rows at one moment; cheap to clone, may be read on any thread, piece by piece.
@@ -181,7 +193,7 @@ impl FrozenContents {
         match self {
             Self::Table(table) => table.chunk_deltas(chunk),
             Self::Runs(runs) => {
-                let batch = runs.chunk(chunk, None, self.schema());
+                let batch = runs.chunk(chunk, None, self.schema())?;
                 Ok(if batch.num_rows() == 0 {
                     Vec::new()
                 } else {
@@ -195,7 +207,7 @@ impl FrozenContents {
         let schema = self.projected(projection);
         match self {
             Self::Table(table) => table.chunk(chunk, projection, &schema),
-            Self::Runs(runs) => Ok(vec![runs.chunk(chunk, projection, &schema)]),
+            Self::Runs(runs) => Ok(vec![runs.chunk(chunk, projection, &schema)?]),
         }
     }
     /// All rows. No batch is empty.
@@ -215,6 +227,7 @@ mod tests {
     use super::*;
     use crate::delta::Diffs;
     use crate::kernel::testing::{accumulate, batch, consolidated, int, stored};
+    use crate::state::testing::{budget, enter};
     use arrow::array::{ArrayRef, StringArray};
     use proptest::prelude::*;
 
@@ -262,7 +275,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn contents_are_the_sum_of_the_deltas(ticks in ticks(), take_back in any::<u64>(), workers in 1usize..4) {
+        fn contents_are_the_sum_of_the_deltas(ticks in ticks(), take_back in any::<u64>(), workers in 1usize..4, budget in budget()) {
+            let _entered = enter(budget);
             for append_only in [true, false] {
                 let schema = delta(&ticks[0]).batch.schema();
                 let mut contents = Contents::new(&schema, append_only, Share::ALL).unwrap();

@@ -122,6 +122,7 @@ impl JoinState {
         done.expect("rows have the types of the plan");
         self.left.close(watermark);
         self.right.close(watermark);
+        self.relieve();
         out
     }
 
@@ -153,7 +154,7 @@ impl JoinState {
         let pairs = |columns: Vec<ArrayRef>, stored: Vec<ArrayRef>| [columns, stored].concat();
         for delta in &coalesce(news)? {
             let rows = self.left.read(delta)?;
-            probe(delta, &rows, &self.right, &pairs, to, out)?;
+            probe(delta, &rows, &mut self.right, &pairs, to, out)?;
             self.left.insert(delta, &rows, closed)?;
         }
         Ok(())
@@ -170,7 +171,7 @@ impl JoinState {
         let pairs = |columns: Vec<ArrayRef>, stored: Vec<ArrayRef>| [stored, columns].concat();
         for delta in &coalesce(news)? {
             let rows = self.right.read(delta)?;
-            probe(delta, &rows, &self.left, &pairs, to, out)?;
+            probe(delta, &rows, &mut self.left, &pairs, to, out)?;
             self.right.insert(delta, &rows, closed)?;
         }
         Ok(())
@@ -351,6 +352,7 @@ impl Side {
                     let (hash, key) = (rows.hashes[row], rows.keys.row(row));
                     table.add_row(hash, key, contents, delta.diffs.get(row));
                 }
+                table.relieve();
             }
         }
         Ok(())
@@ -362,6 +364,11 @@ impl Side {
         self.close
             .zip(last)
             .is_some_and(|(rule, last)| watermark >= last.saturating_add(rule.delay_us))
+    }
+
+    /// Puts pages out, if more is in memory than wanted.
+    fn relieve(&mut self) {
+        self.tables.values_mut().for_each(KeyedState::relieve);
     }
 
     /// Drops what the watermark closes, and tables that retractions have emptied.
@@ -400,16 +407,47 @@ struct Pairs<'a> {
 }
 
 /// Joins the rows of a delta with the stored ones of the other side.
-fn probe<'a>(
+fn probe(
     delta: &Delta,
     rows: &Keyed,
-    other: &'a Side,
+    other: &mut Side,
+    arrange: &dyn Fn(Vec<ArrayRef>, Vec<ArrayRef>) -> Vec<ArrayRef>,
+    to: (&SchemaRef, Option<&MapKernel>),
+    out: &mut TickOutput,
+) -> Result<()> {
+    let aligned = other.aligned.map(|column| times(&delta.batch, column));
+    let order = rows.order(|row| other.table_of(aligned.as_ref()?(row)));
+    let tables: Vec<Time> = match aligned {
+        Some(_) => Vec::new(),
+        None => other.tables.keys().copied().collect(),
+    };
+    let mut work = order.runs().flat_map(|(time, run)| {
+        let own = if aligned.is_some() {
+            vec![time]
+        } else {
+            tables.clone()
+        };
+        let blocks = move |table| run.chunks(WARM_ROWS).map(move |block| (table, block));
+        own.into_iter().flat_map(blocks)
+    });
+    while probe_some(delta, rows, other, &mut work, arrange, to, out)? {
+        other.relieve();
+    }
+    Ok(())
+}
+
+/// As [`probe`] for blocks of rows and their tables; true when it stopped so that pages can be put out.
+fn probe_some<'r>(
+    delta: &Delta,
+    rows: &Keyed,
+    other: &Side,
+    work: &mut impl Iterator<Item = (Time, &'r [Placed])>,
     arrange: &dyn Fn(Vec<ArrayRef>, Vec<ArrayRef>) -> Vec<ArrayRef>,
     (output, filter): (&SchemaRef, Option<&MapKernel>),
     out: &mut TickOutput,
-) -> Result<()> {
-    let mut pairs: Pairs<'a> = Pairs::default();
-    let mut flush = |pairs: &mut Pairs<'a>| -> Result<()> {
+) -> Result<bool> {
+    let mut pairs = Pairs::default();
+    let mut flush = |pairs: &mut Pairs<'_>| -> Result<()> {
         let pairs = std::mem::take(pairs);
         let joined = assemble(delta, pairs, other, arrange, output)?;
         match filter {
@@ -422,43 +460,32 @@ fn probe<'a>(
         }
         Ok(())
     };
-    let mut join = |table: &'a KeyedState, run: &[Placed]| -> Result<()> {
-        for block in run.chunks(WARM_ROWS) {
-            rows.warm(table, block);
-            for row in block.iter().map(|at| at.row as usize) {
-                let diff = delta.diffs.get(row);
-                for (stored, count) in table.rows_of(rows.hashes[row], rows.keys.row(row)) {
-                    pairs.probing.push(row as u32);
-                    pairs.stored.push(stored);
-                    pairs.diffs.push(diff.wrapping_mul(count));
-                    if pairs.probing.len() == OUTPUT_ROWS {
-                        flush(&mut pairs)?;
-                    }
+    let mut over = false;
+    for (time, block) in work {
+        let Some(table) = other.tables.get(&time) else {
+            continue;
+        };
+        rows.warm(table, block);
+        for row in block.iter().map(|at| at.row as usize) {
+            let diff = delta.diffs.get(row);
+            for (stored, count) in table.rows_of(rows.hashes[row], rows.keys.row(row)) {
+                pairs.probing.push(row as u32);
+                pairs.stored.push(stored);
+                pairs.diffs.push(diff.wrapping_mul(count));
+                if pairs.probing.len() == OUTPUT_ROWS {
+                    flush(&mut pairs)?;
                 }
             }
         }
-        Ok(())
-    };
-    let aligned = other.aligned.map(|column| times(&delta.batch, column));
-    let order = rows.order(|row| other.table_of(aligned.as_ref()?(row)));
-    for (time, run) in order.runs() {
-        if aligned.is_some() {
-            other
-                .tables
-                .get(&time)
-                .map_or(Ok(()), |table| join(table, run))?;
-        } else {
-            other
-                .tables
-                .values()
-                .try_for_each(|table| join(table, run))?;
+        over = table.is_over();
+        if over {
+            break;
         }
     }
-    if pairs.probing.is_empty() {
-        Ok(())
-    } else {
-        flush(&mut pairs)
+    if !pairs.probing.is_empty() {
+        flush(&mut pairs)?;
     }
+    Ok(over)
 }
 
 fn assemble(
@@ -545,6 +572,17 @@ impl Stateful for JoinState {
             .flat_map(|side| side.tables.values())
             .map(KeyedState::bytes)
             .sum()
+    }
+
+    fn swapped_bytes(&self) -> u64 {
+        let sides = [&self.left, &self.right].into_iter();
+        let tables = sides.flat_map(|side| side.tables.values());
+        tables.map(KeyedState::swapped_bytes).sum()
+    }
+
+    fn relieve(&mut self) {
+        self.left.relieve();
+        self.right.relieve();
     }
 }
 

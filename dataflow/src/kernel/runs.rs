@@ -14,7 +14,7 @@ use super::nullable;
 use crate::delta::{Delta, Diffs};
 use crate::error::{Error, Result};
 use crate::key::Share;
-use crate::state::{Part, PartData, Stateful, StoredData, StoredPart};
+use crate::state::{Account, HeldBatch, Part, PartData, Stateful, StoredData, StoredPart};
 
 /// Batches of this many rows are not merged any further.
 const FULL_ROWS: usize = 16_384;
@@ -24,9 +24,12 @@ const PART: &str = "runs";
 #[derive(Debug)]
 pub struct Runs {
     schema: SchemaRef,
-    batches: Vec<Arc<RecordBatch>>,
+    batches: Vec<Arc<HeldBatch>>,
     rows: u64,
     share: Share,
+    account: Arc<Account>,
+    /// The batches before this one were put out.
+    out: usize,
 }
 
 impl Runs {
@@ -36,6 +39,8 @@ impl Runs {
             batches: Vec::new(),
             rows: 0,
             share,
+            account: Account::open(),
+            out: 0,
         }
     }
 
@@ -67,11 +72,13 @@ impl Runs {
             && previous.num_rows() <= 2 * last.num_rows()
             && previous.num_rows() + last.num_rows() <= FULL_ROWS
         {
-            last = concat_batches(&self.schema, [&**previous, &last])
+            last = concat_batches(&self.schema, [&previous.load()?, &last])
                 .map_err(|e| Error::internal(format!("batches cannot be merged: {e}")))?;
             self.batches.pop();
         }
-        self.batches.push(Arc::new(last));
+        self.batches.push(HeldBatch::new(last, &self.account));
+        self.out = self.out.min(self.batches.len() - 1);
+        self.relieve();
         Ok(())
     }
 
@@ -127,11 +134,26 @@ impl Stateful for Runs {
         self.rows
     }
     fn bytes(&self) -> u64 {
-        let bytes = self
-            .batches
-            .iter()
-            .map(|batch| batch.get_array_memory_size());
-        bytes.sum::<usize>() as u64
+        self.account.resident()
+    }
+    fn swapped_bytes(&self) -> u64 {
+        self.account.swapped()
+    }
+    /// The oldest go first: nothing but scans reads them. The last one will be merged with what comes.
+    fn relieve(&mut self) {
+        if !self.account.is_over() {
+            return;
+        }
+        let due = self.account.due();
+        let mut freed = 0;
+        while freed < due && self.out + 1 < self.batches.len() {
+            match self.batches[self.out].put_out(&self.account) {
+                Ok(0) => return,
+                Ok(bytes) => freed += bytes,
+                Err(error) => tracing::error!(%error, "a batch stays in memory"),
+            }
+            self.out += 1;
+        }
     }
 }
 
@@ -140,7 +162,7 @@ impl Stateful for Runs {
 pub struct FrozenRuns {
     schema: SchemaRef,
     rows: u64,
-    batches: Arc<[Arc<RecordBatch>]>,
+    batches: Arc<[Arc<HeldBatch>]>,
 }
 
 impl FrozenRuns {
@@ -162,8 +184,8 @@ impl FrozenRuns {
         chunk: usize,
         projection: Option<&[usize]>,
         schema: &SchemaRef,
-    ) -> RecordBatch {
-        let batch = &self.batches[chunk];
+    ) -> Result<RecordBatch> {
+        let batch = self.batches[chunk].load()?;
         let columns = match projection {
             None => batch.columns().to_vec(),
             Some(projection) => projection
@@ -171,6 +193,6 @@ impl FrozenRuns {
                 .map(|c| Arc::clone(batch.column(*c)))
                 .collect(),
         };
-        build(schema, columns, batch.num_rows())
+        Ok(build(schema, columns, batch.num_rows()))
     }
 }

@@ -76,8 +76,10 @@ impl Table {
                     let row = *row as usize;
                     self.add(hashes[row], encoded.row(row), delta.diffs.get(row));
                 }
+                self.state.relieve();
             }
         }
+        self.state.relieve();
         Ok(())
     }
 
@@ -116,11 +118,12 @@ impl Stateful for Table {
         for part in parts.iter().filter(|part| part.name == PART) {
             self.state.restore_part(part, &self.share.groups())?;
         }
-        self.total = self
-            .state
-            .iter()
-            .map(|(_, _, value)| multiplicity(value))
-            .sum();
+        self.total = 0;
+        for group in 0..=u8::MAX {
+            let rows = self.state.rows_of_group(group);
+            self.total += rows.map(|row| multiplicity(row.2)).sum::<i64>();
+            self.state.relieve();
+        }
         Ok(())
     }
     fn rows(&self) -> u64 {
@@ -128,6 +131,12 @@ impl Stateful for Table {
     }
     fn bytes(&self) -> u64 {
         self.state.bytes()
+    }
+    fn swapped_bytes(&self) -> u64 {
+        self.state.swapped_bytes()
+    }
+    fn relieve(&mut self) {
+        self.state.relieve();
     }
 }
 
@@ -160,7 +169,8 @@ impl FrozenTable {
     pub(super) fn chunk_deltas(&self, chunk: usize) -> Result<Vec<Delta>> {
         let mut rows: Vec<&[u8]> = Vec::with_capacity(CHUNK_ROWS);
         let mut diffs = Vec::with_capacity(CHUNK_ROWS);
-        for (_, row, value) in self.chunks[chunk].iter() {
+        let loaded = self.chunks[chunk].load()?;
+        for (_, row, value) in loaded.iter() {
             rows.push(row);
             diffs.push(multiplicity(value));
         }
@@ -180,8 +190,9 @@ impl FrozenTable {
         schema: &SchemaRef,
     ) -> Result<Vec<RecordBatch>> {
         let mut batches = Vec::new();
+        let loaded = self.chunks[chunk].load()?;
         let mut rows: Vec<&[u8]> = Vec::with_capacity(CHUNK_ROWS);
-        for (_, row, value) in self.chunks[chunk].iter() {
+        for (_, row, value) in loaded.iter() {
             let mut count = multiplicity(value);
             while count > 0 {
                 let some = (count as usize).min(CHUNK_ROWS - rows.len());

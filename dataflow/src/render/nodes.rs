@@ -22,7 +22,7 @@ use crate::operator::stage::{Logic, Moment, Out};
 use crate::plan::{NodeId, Op, Plan, RelationId, TimeWindow};
 use crate::state::{Part, Stateful};
 use crate::time::{NO_WATERMARK, Tick};
-use crate::worker::command::Progress;
+use crate::worker::command::{Progress, StateSize};
 
 type Deltas<'s> = Stream<'s, Tick, Delta>;
 
@@ -288,7 +288,7 @@ fn aggregate<'s>(
             .restore(&restored.parts)
             .expect("checksums of the checkpoint were verified");
         let counters = &build.install.progress.counters;
-        counters.set_state(worker, stage.0, "aggregate", state.rows(), state.bytes());
+        counters.set_state(worker, stage.0, "aggregate", StateSize::of(&state));
     }
     let logic = AggregateLogic {
         state,
@@ -325,10 +325,11 @@ impl Logic for AggregateLogic {
         outputs[0].extend(out.deltas);
         outputs[1].extend(out.errors);
         if worked {
-            let (rows, bytes) = (self.state.rows(), self.state.bytes());
-            self.progress
-                .counters
-                .set_state(self.worker, self.stage, "aggregate", rows, bytes);
+            let size = StateSize::of(&self.state);
+            let counters = &self.progress.counters;
+            counters.set_state(self.worker, self.stage, "aggregate", size);
+        } else {
+            self.state.relieve();
         }
     }
     fn freeze(&mut self) -> Option<Vec<Part>> {
@@ -356,7 +357,7 @@ fn join<'s>(
             .restore(&restored.parts)
             .expect("checksums of the checkpoint were verified");
         let counters = &build.install.progress.counters;
-        counters.set_state(worker, stage.0, "join", state.rows(), state.bytes());
+        counters.set_state(worker, stage.0, "join", StateSize::of(&state));
     }
     let logic = JoinLogic {
         state,
@@ -398,10 +399,11 @@ impl Logic for JoinLogic {
         outputs[0].extend(out.deltas);
         outputs[1].extend(out.errors);
         if worked {
-            let (rows, bytes) = (self.state.rows(), self.state.bytes());
-            self.progress
-                .counters
-                .set_state(self.worker, self.stage, "join", rows, bytes);
+            let size = StateSize::of(&self.state);
+            let counters = &self.progress.counters;
+            counters.set_state(self.worker, self.stage, "join", size);
+        } else {
+            self.state.relieve();
         }
     }
     fn freeze(&mut self) -> Option<Vec<Part>> {

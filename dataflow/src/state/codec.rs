@@ -23,8 +23,9 @@ use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use bytes::Bytes;
 
+use super::batch::HeldBatch;
 use super::frozen::StateRow;
-use super::snapshot::{Slot, Snapshot};
+use super::snapshot::{Slot, Snapshot, SnapshotGroup, SnapshotPage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{HASH_VERSION, key_group};
 
@@ -49,7 +50,7 @@ pub enum PartData {
     Keyed(Snapshot),
     /// Rows without a key; restored batch by batch onto the workers in turn. A batch that is the same
     /// allocation as in an earlier checkpoint is not stored again.
-    Batches(Vec<Arc<RecordBatch>>),
+    Batches(Vec<Arc<HeldBatch>>),
     /// A few bytes; every worker is given those of all.
     Meta(Vec<u8>),
 }
@@ -145,39 +146,37 @@ pub fn write_keyed(
     changes_only: bool,
     out: &mut impl Write,
 ) -> Result<()> {
-    let mut blocks = 0;
-    for group in &snapshot.groups {
-        let some = match changes_only {
-            true => group.changed().next().is_some(),
-            false => group.all().next().is_some(),
-        };
-        blocks += usize::from(some);
-    }
+    let has = |group: &&SnapshotGroup| group.pages.iter().any(|page| page.has(changes_only));
+    let blocks = snapshot.groups.iter().filter(has).count();
     write_head(name, 0, blocks, out)?;
     let flags = if snapshot.chained { CHAINED } else { 0 };
     let mut block = Vec::new();
-    for group in &snapshot.groups {
+    for group in snapshot.groups.iter().filter(has) {
         block.clear();
         let start = begin_block(&mut block);
-        let rows = match changes_only {
-            true => write_slots(group.changed(), &mut block),
-            false => write_slots(group.all(), &mut block),
-        };
-        if rows > 0 {
-            end_block(&mut block, start, u16::from(group.group), flags, rows);
-            out.write_all(&block)?;
+        let mut rows = 0;
+        for (number, held) in (0..).zip(&group.pages) {
+            if held.has(changes_only) {
+                let page = held.page.load()?;
+                rows += match changes_only {
+                    true => write_slots(held.changed(&page, number), &mut block),
+                    false => write_slots(SnapshotPage::all(&page, number), &mut block),
+                };
+            }
         }
+        end_block(&mut block, start, u16::from(group.group), flags, rows);
+        out.write_all(&block)?;
     }
     Ok(())
 }
 
 /// Writes batches, one block each.
-pub fn write_batches(name: &str, batches: &[Arc<RecordBatch>], out: &mut impl Write) -> Result<()> {
+pub fn write_batches(name: &str, batches: &[Arc<HeldBatch>], out: &mut impl Write) -> Result<()> {
     write_head(name, 1, batches.len(), out)?;
     let mut block = Vec::new();
     for batch in batches {
         block.clear();
-        write_batch(batch, &mut block)?;
+        write_batch(&batch.load()?, &mut block)?;
         out.write_all(&block)?;
     }
     Ok(())

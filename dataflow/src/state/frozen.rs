@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use super::held::PageRef;
 use super::page::Page;
+use crate::error::Result;
 
 /// Rows of a [`super::KeyedState`] as they were at [`super::KeyedState::freeze`]. Cheap to clone; may
 /// go to other threads.
@@ -17,7 +19,7 @@ pub struct Frozen {
 pub(super) struct FrozenGroup {
     pub(super) group: u8,
     pub(super) rows: u64,
-    pub(super) pages: Vec<Arc<Page>>,
+    pub(super) pages: Vec<PageRef>,
 }
 
 /// A stored row: hash, key, value.
@@ -30,10 +32,11 @@ impl Frozen {
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()
     }
-    /// All rows, group by group.
-    pub fn iter(&self) -> impl Iterator<Item = StateRow<'_>> {
+    /// The rows, in memory as long as what is given.
+    pub fn load(&self) -> Result<LoadedRows> {
         let pages = self.groups.iter().flat_map(|group| &group.pages);
-        pages.flat_map(|page| page.iter())
+        let pages = pages.map(PageRef::load).collect::<Result<_>>()?;
+        Ok(LoadedRows { pages })
     }
 
     /// The rows in pieces of about `rows` rows each, page by page.
@@ -46,12 +49,12 @@ impl Frozen {
                 match pending.last_mut().filter(|last| last.group == group.group) {
                     Some(last) => {
                         last.rows += count;
-                        last.pages.push(Arc::clone(page));
+                        last.pages.push(page.clone());
                     }
                     None => pending.push(FrozenGroup {
                         group: group.group,
                         rows: count,
-                        pages: vec![Arc::clone(page)],
+                        pages: vec![page.clone()],
                     }),
                 }
                 pending_rows += count;
@@ -70,5 +73,18 @@ impl Frozen {
             chained,
         };
         chunks.into_iter().map(chunk).collect()
+    }
+}
+
+/// See [`Frozen::load`].
+#[derive(Debug)]
+pub struct LoadedRows {
+    pages: Vec<Arc<Page>>,
+}
+
+impl LoadedRows {
+    /// All rows, group by group.
+    pub fn iter(&self) -> impl Iterator<Item = StateRow<'_>> {
+        self.pages.iter().flat_map(|page| page.iter())
     }
 }

@@ -1,7 +1,7 @@
 //! One key group: an index of (tag, address) over pages of rows.
 //!
 //! A row's address is page number and slot. The index holds 32 bits of the hash beside the address,
-//! so that a miss, and growing the index, touch no page.
+//! so that a miss, and growing the index, touch no page, in memory or not.
 //!
 //! In *chained* state a key has many rows, linked through their slots, the index pointing at the first;
 //! a second index finds one exact row by its own hash. A chained row's value begins with its
@@ -10,50 +10,19 @@
 
 use std::sync::Arc;
 
-use hashbrown::HashTable;
-
 use super::Kind;
+use super::held::{Held, PageRef};
+use super::index::Index;
 use super::page::{Links, NONE, PAGE_BYTES, Page, SLOT_BITS, head};
+use super::pager::Account;
 use super::snapshot::{SnapshotGroup, SnapshotPage};
 use crate::key::hash_bytes;
 
-#[derive(Debug, Clone, Copy)]
-struct Entry {
-    tag: u32,
-    address: u32,
-}
-
-#[derive(Debug)]
-struct Held {
-    page: Arc<Page>,
-    /// One bit per slot written since the bits were last taken.
-    dirty: Vec<u64>,
-    /// The page stands in `open`.
-    open: bool,
-}
-
-impl Held {
-    fn new(page: Page) -> Self {
-        Self {
-            page: Arc::new(page),
-            dirty: Vec::new(),
-            open: true,
-        }
-    }
-    fn mark(&mut self, slot: u32) {
-        let word = slot as usize / 64;
-        if word >= self.dirty.len() {
-            self.dirty.resize(word + 1, 0);
-        }
-        self.dirty[word] |= 1 << (slot % 64);
-    }
-}
-
 #[derive(Debug)]
 pub(super) struct Group {
-    index: HashTable<Entry>,
+    index: Index,
     /// Exact rows, in chained state only.
-    exact: HashTable<Entry>,
+    exact: Index,
     pages: Vec<Held>,
     /// Pages with room, the last one is tried first.
     open: Vec<u32>,
@@ -61,12 +30,9 @@ pub(super) struct Group {
     kind: Kind,
     /// Rows for which there is room from the start.
     expected: u32,
-}
-
-/// Spreads a tag over the bits that the table uses.
-#[inline]
-fn spread(tag: u32) -> u64 {
-    u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    account: Arc<Account>,
+    /// The clock's hand: the page that it looks at next.
+    hand: usize,
 }
 
 #[inline]
@@ -80,42 +46,44 @@ fn split(address: u32) -> (usize, u32) {
 #[inline]
 fn page_at(pages: &[Held], address: u32) -> (&Page, u32) {
     let (page, slot) = split(address);
-    (&pages[page].page, slot)
+    (pages[page].page(), slot)
 }
 
 impl Group {
-    pub(super) fn new(kind: Kind, expected: u32) -> Self {
+    pub(super) fn new(kind: Kind, expected: u32, account: Arc<Account>) -> Self {
         Self {
-            index: HashTable::with_capacity(expected as usize),
-            exact: HashTable::new(),
+            index: Index::new(Some(&account), expected as usize),
+            exact: Index::new(Some(&account), 0),
             pages: Vec::new(),
             open: Vec::new(),
             rows: 0,
             kind,
             expected,
+            account,
+            hand: 0,
         }
     }
     pub(super) fn rows(&self) -> u64 {
         self.rows
     }
-    pub(super) fn bytes(&self) -> u64 {
-        let pages: usize = self.pages.iter().map(|held| held.page.bytes()).sum();
-        let indexes = self.index.allocation_size() + self.exact.allocation_size();
-        (pages + indexes + self.pages.capacity() * size_of::<Held>()) as u64
+    /// All rows.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &[u8], &[u8])> {
+        self.pages.iter().flat_map(|held| held.page().iter())
     }
-    pub(super) fn pages(&self) -> impl Iterator<Item = &Arc<Page>> {
-        self.pages.iter().map(|held| &held.page)
+    /// The pages as they are now.
+    pub(super) fn pages(&self) -> impl Iterator<Item = PageRef> {
+        self.pages.iter().map(Held::now)
     }
     /// Rows written since the marks were last taken.
     pub(super) fn dirty_rows(&self) -> u64 {
-        let bits = self.pages.iter().flat_map(|held| &held.dirty);
+        let bits = self.pages.iter().flat_map(Held::dirty);
         bits.map(|word| u64::from(word.count_ones())).sum()
     }
     /// All pages, with the marks since this was last called.
     pub(super) fn snapshot(&mut self, group: u8) -> SnapshotGroup {
         let pages = self.pages.iter_mut().map(|held| SnapshotPage {
-            page: Arc::clone(&held.page),
-            dirty: std::mem::take(&mut held.dirty),
+            page: held.now_at_leisure(),
+            dirty: held.take_dirty(),
         });
         SnapshotGroup {
             group,
@@ -123,37 +91,56 @@ impl Group {
         }
     }
 
+    /// Puts out pages that were not used since the clock's hand last passed, until `bytes` are free or
+    /// the hand is round; how many are.
+    pub(super) fn put_out(&mut self, bytes: u64) -> u64 {
+        let mut freed = 0;
+        for _ in 0..self.pages.len() {
+            if freed >= bytes {
+                break;
+            }
+            self.hand = if self.hand >= self.pages.len() {
+                0
+            } else {
+                self.hand
+            };
+            let held = &mut self.pages[self.hand];
+            if held.is_cold() {
+                freed += held.put_out(&self.account) as u64;
+            }
+            self.hand += 1;
+        }
+        freed
+    }
+
     /// Address of the row of `key`; in chained state of the first one.
     #[inline]
     pub(super) fn find(&self, hash: u64, key: &[u8]) -> Option<u32> {
         let pages = &self.pages;
-        let tag = hash as u32;
-        let found = self.index.find(spread(tag), |entry| {
-            entry.tag == tag && {
-                let (page, slot) = page_at(pages, entry.address);
-                page.is(slot, hash, key)
-            }
-        });
-        found.map(|entry| entry.address)
+        self.index.find(hash as u32, |address| {
+            let (page, slot) = page_at(pages, address);
+            page.is(slot, hash, key)
+        })
     }
 
     /// Reads a few bytes of the first row whose tag fits, so that they are in the cache when the row
     /// is wanted. The reads of many rows overlap, those of full lookups hardly.
     #[inline]
     pub(super) fn warm(&self, hash: u64) -> u64 {
-        let tag = hash as u32;
-        let found = self.index.find(spread(tag), |entry| entry.tag == tag);
-        found.map_or(0, |entry| {
-            let (page, slot) = page_at(&self.pages, entry.address);
-            page.hash(slot)
-        })
+        let Some(address) = self.index.find(hash as u32, |_| true) else {
+            return 0;
+        };
+        let (page, slot) = split(address);
+        self.pages[page]
+            .resident()
+            .map_or(0, |page| page.hash(slot))
     }
 
     /// Hash, key and value at an address, if a row lives there.
     #[inline]
     pub(super) fn row(&self, address: u32) -> Option<(u64, &[u8], &[u8])> {
         let (page, slot) = split(address);
-        let page = &*self.pages.get(page)?.page;
+        let page = self.pages.get(page)?.page();
         if !page.is_live(slot) {
             return None;
         }
@@ -172,16 +159,13 @@ impl Group {
         let (page, slot) = split(address);
         let held = &mut self.pages[page];
         held.mark(slot);
-        Arc::make_mut(&mut held.page).value_mut(slot)
+        held.page_mut().value_mut(slot)
     }
 
     /// Adds a row of a key that has none.
     pub(super) fn insert(&mut self, hash: u64, key: &[u8], value: &[u8]) -> u32 {
         let address = self.place(hash, key, [value, &[]]);
-        let tag = hash as u32;
-        let entry = Entry { tag, address };
-        self.index
-            .insert_unique(spread(tag), entry, |entry| spread(entry.tag));
+        self.index.insert(hash as u32, address);
         address
     }
 
@@ -193,29 +177,14 @@ impl Group {
         }
         self.release(address);
         let moved = self.place(hash, key, [value, &[]]);
-        self.repoint(hash, address, moved);
+        self.index.repoint(hash as u32, address, moved);
         moved
     }
 
     /// Removes the only row of its key.
     pub(super) fn remove(&mut self, address: u32, hash: u64) {
         self.release(address);
-        self.unindex(hash, address);
-    }
-
-    fn unindex(&mut self, hash: u64, address: u32) {
-        let same = |entry: &Entry| entry.address == address;
-        if let Ok(entry) = self.index.find_entry(spread(hash as u32), same) {
-            entry.remove();
-        }
-    }
-
-    /// Points the index entry at `from` to `to`.
-    fn repoint(&mut self, hash: u64, from: u32, to: u32) {
-        let same = |entry: &Entry| entry.address == from;
-        if let Some(entry) = self.index.find_mut(spread(hash as u32), same) {
-            entry.address = to;
-        }
+        self.index.remove(hash as u32, address);
     }
 
     /// Puts the bytes of a row into a page with room.
@@ -228,14 +197,14 @@ impl Group {
                 continue;
             };
             let held = &mut self.pages[last as usize];
-            if held.page.fits(len) {
+            if held.page().fits(len) {
                 break last;
             }
-            if held.page.fits_compacted(len) {
-                Arc::make_mut(&mut held.page).compact();
+            if held.page().fits_compacted(len) {
+                held.page_mut().compact();
                 break last;
             }
-            if len > PAGE_BYTES / 4 && held.page.rows() > 0 {
+            if len > PAGE_BYTES / 4 && held.rows() > 0 {
                 // A large row does not end a page that still has room for small ones.
                 self.open.insert(0, self.pages.len() as u32);
                 self.add_page(len);
@@ -245,7 +214,7 @@ impl Group {
             self.open.pop();
         };
         let held = &mut self.pages[number as usize];
-        let slot = Arc::make_mut(&mut held.page).insert(hash, key, value);
+        let slot = held.page_mut().insert(hash, key, value);
         held.mark(slot);
         self.rows += 1;
         number << SLOT_BITS | slot
@@ -255,12 +224,13 @@ impl Group {
     /// others will be filled.
     fn add_page(&mut self, len: usize) {
         let chained = self.kind.is_chained();
+        let account = Some(&self.account);
         let page = if self.pages.is_empty() {
             let rows = self.expected as usize;
             let bytes = rows * (head(chained) + len);
-            Page::new(chained, rows, bytes.min(PAGE_BYTES))
+            Page::new(account, chained, rows, bytes.min(PAGE_BYTES))
         } else {
-            Page::new(chained, 0, PAGE_BYTES)
+            Page::new(account, chained, 0, PAGE_BYTES)
         };
         self.pages.push(Held::new(page));
     }
@@ -270,10 +240,11 @@ impl Group {
         let (number, slot) = split(address);
         let held = &mut self.pages[number];
         held.mark(slot);
-        let page = Arc::make_mut(&mut held.page);
+        let page = held.page_mut();
         page.remove(slot);
+        let has_room = page.rows() == 0 || page.garbage() >= PAGE_BYTES / 4;
         self.rows -= 1;
-        if !held.open && (page.rows() == 0 || page.garbage() >= PAGE_BYTES / 4) {
+        if has_room && !held.open {
             held.open = true;
             self.open.push(number as u32);
         }
@@ -287,13 +258,11 @@ impl Group {
         }
         let tag = row_tag(hash, row);
         let pages = &self.pages;
-        let found = self.exact.find(spread(tag), |entry| {
-            entry.tag == tag && {
-                let (page, slot) = page_at(pages, entry.address);
-                page.is(slot, hash, key) && &page.row(slot).1[8..] == row
-            }
+        let found = self.exact.find(tag, |address| {
+            let (page, slot) = page_at(pages, address);
+            page.is(slot, hash, key) && &page.row(slot).1[8..] == row
         });
-        let Some(address) = found.map(|entry| entry.address) else {
+        let Some(address) = found else {
             self.link(hash, key, tag, row, diff);
             return diff;
         };
@@ -310,24 +279,12 @@ impl Group {
     /// one: rows of growing state go only all together.
     fn append_row(&mut self, hash: u64, key: &[u8], row: &[u8], diff: i64) {
         let address = self.place(hash, key, [&diff.to_le_bytes(), row]);
-        let tag = hash as u32;
-        let pages = &self.pages;
-        let first = self.index.find_mut(spread(tag), |entry| {
-            entry.tag == tag && {
-                let (page, slot) = page_at(pages, entry.address);
-                page.is(slot, hash, key)
-            }
-        });
-        match first {
-            Some(entry) => {
-                let next = std::mem::replace(&mut entry.address, address);
+        match self.find(hash, key) {
+            Some(next) => {
+                self.index.repoint(hash as u32, next, address);
                 self.link_mut(address, |page, slot| page.set_next(slot, next));
             }
-            None => {
-                let entry = Entry { tag, address };
-                self.index
-                    .insert_unique(spread(tag), entry, |entry| spread(entry.tag));
-            }
+            None => self.index.insert(hash as u32, address),
         }
     }
 
@@ -338,18 +295,11 @@ impl Group {
             Some(first) => {
                 self.link_mut(address, |page, slot| page.set_next(slot, first));
                 self.link_mut(first, |page, slot| page.set_prev(slot, address));
-                self.repoint(hash, first, address);
+                self.index.repoint(hash as u32, first, address);
             }
-            None => {
-                let tag = hash as u32;
-                let entry = Entry { tag, address };
-                self.index
-                    .insert_unique(spread(tag), entry, |entry| spread(entry.tag));
-            }
+            None => self.index.insert(hash as u32, address),
         }
-        let entry = Entry { tag, address };
-        self.exact
-            .insert_unique(spread(tag), entry, |entry| spread(entry.tag));
+        self.exact.insert(tag, address);
     }
 
     fn unlink(&mut self, address: u32, hash: u64, tag: u32) {
@@ -361,21 +311,18 @@ impl Group {
         if prev != NONE {
             self.link_mut(prev, |page, slot| page.set_next(slot, next));
         } else if next != NONE {
-            self.repoint(hash, address, next);
+            self.index.repoint(hash as u32, address, next);
         } else {
-            self.unindex(hash, address);
+            self.index.remove(hash as u32, address);
         }
-        let same = |entry: &Entry| entry.address == address;
-        if let Ok(entry) = self.exact.find_entry(spread(tag), same) {
-            entry.remove();
-        }
+        self.exact.remove(tag, address);
         self.release(address);
     }
 
     /// Changes links; these are not contents, so nothing becomes dirty.
     fn link_mut(&mut self, address: u32, change: impl FnOnce(&mut Page, u32)) {
         let (page, slot) = split(address);
-        change(Arc::make_mut(&mut self.pages[page].page), slot);
+        change(self.pages[page].page_mut(), slot);
     }
 
     /// Rows of a key with their multiplicities, beginning at an address from [`Self::find`].

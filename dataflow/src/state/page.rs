@@ -4,6 +4,11 @@
 //! memory once. It is found by its slot, which keeps its number while the row lives; the bytes may
 //! move when the page is compacted.
 
+use std::sync::Arc;
+
+use super::pager::{Account, Charge};
+use crate::error::{Error, Result};
+
 /// Bytes of rows a page takes before the next one is begun; a larger row has a page of its own.
 pub(super) const PAGE_BYTES: usize = 16 * 1024;
 /// A slot number takes 12 of the 32 bits of a row's address.
@@ -34,6 +39,7 @@ pub(super) struct Page {
     /// Bytes of `data` that belong to rows.
     live: usize,
     chained: bool,
+    charge: Charge,
 }
 
 /// Bytes in front of a row's key.
@@ -49,13 +55,21 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 
 impl Page {
     /// A page with room for `rows` rows of `bytes` in all from the start.
-    pub(super) fn new(chained: bool, rows: usize, bytes: usize) -> Self {
-        Self {
+    pub(super) fn new(
+        account: Option<&Arc<Account>>,
+        chained: bool,
+        rows: usize,
+        bytes: usize,
+    ) -> Self {
+        let mut page = Self {
             chained,
             slots: Vec::with_capacity(rows),
             data: Vec::with_capacity(bytes),
+            charge: Charge::new(account.cloned()),
             ..Self::default()
-        }
+        };
+        page.charge.set(page.bytes());
+        page
     }
     pub(super) fn rows(&self) -> usize {
         self.slots.len() - self.free.len()
@@ -107,7 +121,7 @@ impl Page {
         self.data.extend_from_slice(value[0]);
         self.data.extend_from_slice(value[1]);
         self.live += len;
-        match self.free.pop() {
+        let slot = match self.free.pop() {
             Some(at) => {
                 self.slots[usize::from(at)] = offset;
                 u32::from(at)
@@ -116,7 +130,9 @@ impl Page {
                 self.slots.push(offset);
                 self.slots.len() as u32 - 1
             }
-        }
+        };
+        self.charge.set(self.bytes());
+        slot
     }
 
     pub(super) fn remove(&mut self, slot: u32) {
@@ -124,7 +140,7 @@ impl Page {
         self.live -= self.len_at(offset);
         if self.free.len() + 1 == self.slots.len() {
             // Empty: give the memory back, the page itself will be filled again.
-            *self = Self::new(self.chained, 0, 0);
+            *self = Self::new(self.charge.account(), self.chained, 0, 0);
         } else {
             self.free.push(slot as u16);
         }
@@ -142,6 +158,56 @@ impl Page {
             }
         }
         self.data = data;
+        self.charge.set(self.bytes());
+    }
+
+    /// Appends the page as bytes, for the swap file.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        let counts = [
+            self.slots.len(),
+            self.free.len(),
+            self.data.len(),
+            self.live,
+        ];
+        for count in counts {
+            out.extend_from_slice(&(count as u32).to_le_bytes());
+        }
+        out.push(u8::from(self.chained));
+        for offset in &self.slots {
+            out.extend_from_slice(&offset.to_le_bytes());
+        }
+        for slot in &self.free {
+            out.extend_from_slice(&slot.to_le_bytes());
+        }
+        out.extend_from_slice(&self.data);
+    }
+
+    /// The page that [`Self::write`] wrote; the bytes are known to be whole.
+    pub(super) fn read(account: Option<&Arc<Account>>, bytes: &[u8]) -> Result<Self> {
+        let strange = || Error::internal("a page in the swap file has another form");
+        let (head, rest) = bytes.split_at_checked(17).ok_or_else(strange)?;
+        let count = |number: usize| word(head, number * 4) as usize;
+        let (slots, rest) = rest.split_at_checked(count(0) * 4).ok_or_else(strange)?;
+        let (free, data) = rest.split_at_checked(count(1) * 2).ok_or_else(strange)?;
+        if data.len() != count(2) {
+            return Err(strange());
+        }
+        let free = free.chunks_exact(2);
+        let mut page = Self {
+            slots: slots
+                .chunks_exact(4)
+                .map(|offset| word(offset, 0))
+                .collect(),
+            data: data.to_vec(),
+            free: free
+                .map(|slot| u16::from_le_bytes([slot[0], slot[1]]))
+                .collect(),
+            live: count(3),
+            chained: head[16] != 0,
+            charge: Charge::new(account.cloned()),
+        };
+        page.charge.set(page.bytes());
+        Ok(page)
     }
 
     /// Length of the row that begins at `offset`.

@@ -1,7 +1,6 @@
 //! Keyed state at a checkpoint: all pages, and which of their rows were written since the last one.
 
-use std::sync::Arc;
-
+use super::held::PageRef;
 use super::page::Page;
 
 /// Taken by [`super::KeyedState::snapshot`]: shares the pages, copies no row.
@@ -28,7 +27,7 @@ pub(super) struct SnapshotGroup {
 
 #[derive(Debug)]
 pub(super) struct SnapshotPage {
-    pub page: Arc<Page>,
+    pub page: PageRef,
     /// One bit per slot written since the snapshot before.
     pub dirty: Vec<u64>,
 }
@@ -49,22 +48,29 @@ impl Snapshot {
     }
 }
 
-impl SnapshotGroup {
-    /// All rows with their places.
-    pub(super) fn all(&self) -> impl Iterator<Item = Slot<'_>> {
-        self.pages.iter().enumerate().flat_map(|(number, held)| {
-            held.page
-                .live_slots()
-                .map(move |slot| (number as u32, slot, Some(held.page.stored(slot))))
-        })
+impl SnapshotPage {
+    /// There is something to write: a row, or only a change.
+    pub(super) fn has(&self, changes_only: bool) -> bool {
+        if changes_only {
+            self.dirty.iter().any(|word| *word != 0)
+        } else {
+            self.page.rows() > 0
+        }
+    }
+    /// All rows of `page`, which is this page in memory, with their places.
+    pub(super) fn all(page: &Page, number: u32) -> impl Iterator<Item = Slot<'_>> {
+        let slots = page.live_slots();
+        slots.map(move |slot| (number, slot, Some(page.stored(slot))))
     }
     /// What was written since the snapshot before.
-    pub(super) fn changed(&self) -> impl Iterator<Item = Slot<'_>> {
-        self.pages.iter().enumerate().flat_map(|(number, held)| {
-            ones(&held.dirty).map(move |slot| {
-                let row = held.page.is_live(slot).then(|| held.page.stored(slot));
-                (number as u32, slot, row)
-            })
+    pub(super) fn changed<'a>(
+        &'a self,
+        page: &'a Page,
+        number: u32,
+    ) -> impl Iterator<Item = Slot<'a>> {
+        ones(&self.dirty).map(move |slot| {
+            let row = page.is_live(slot).then(|| page.stored(slot));
+            (number, slot, row)
         })
     }
 }

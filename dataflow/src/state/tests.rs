@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use proptest::prelude::*;
 
+use super::testing::{budget, enter};
 use super::*;
 use crate::error::ErrorKind;
 use crate::key::hash_bytes;
@@ -39,7 +40,8 @@ fn key(number: u16) -> (u64, Vec<u8>) {
 type Model = HashMap<Vec<u8>, Vec<u8>>;
 
 fn contents(frozen: &Frozen) -> Model {
-    frozen
+    let loaded = frozen.load().unwrap();
+    loaded
         .iter()
         .map(|(_, key, value)| (key.to_vec(), value.to_vec()))
         .collect()
@@ -48,11 +50,13 @@ fn contents(frozen: &Frozen) -> Model {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn plain_state_is_a_map(steps in steps()) {
+    fn plain_state_is_a_map(steps in steps(), budget in budget()) {
+        let _entered = enter(budget);
         let mut state = KeyedState::plain();
         let mut model = Model::new();
         let mut views = Vec::new();
         for step in steps {
+            state.relieve();
             match step {
                 Step::Put(k, value) => {
                     let (hash, key) = key(k);
@@ -97,7 +101,9 @@ proptest! {
     fn chained_state_is_a_map_of_multisets(
         steps in prop::collection::vec((0u16..12, 0u8..30, -2i64..3, any::<bool>()), 0..500),
         cut in 0usize..500,
+        budget in budget(),
     ) {
+        let _entered = enter(budget);
         let mut state = KeyedState::chained();
         let mut model: BTreeMap<(u16, Vec<u8>), i64> = BTreeMap::new();
         let mut frozen = None;
@@ -105,6 +111,7 @@ proptest! {
             if at == cut {
                 frozen = Some((state.freeze(), model.clone()));
             }
+            state.relieve();
             if diff == 0 {
                 continue;
             }
@@ -129,7 +136,7 @@ proptest! {
         }
         if let Some((frozen, model)) = frozen {
             let mut again = KeyedState::chained();
-            again.restore(frozen.iter());
+            again.restore(frozen.load().unwrap().iter());
             prop_assert_eq!(again.len(), model.len() as u64);
             for ((k, row), diff) in model {
                 let (hash, key) = key(k * 50);
@@ -174,10 +181,12 @@ fn a_part_restores_onto_any_number_of_workers() {
                 let mut share = filled(0, chained);
                 let owned = crate::key::owned_groups(worker, workers);
                 share.restore_part(&part, &owned).unwrap();
+                let of_others = (0..=255).filter(|group| !owned.contains(&u16::from(*group)));
                 assert!(
-                    share
-                        .iter()
-                        .all(|(hash, _, _)| owned.contains(&key_group(hash).into()))
+                    of_others
+                        .flat_map(|g| share.rows_of_group(g))
+                        .next()
+                        .is_none()
                 );
                 all.extend(contents(&share.freeze()));
             }
@@ -251,13 +260,72 @@ fn dirty_rows_are_those_written_since() {
     let frozen = state.freeze();
     state.get_mut(hash_bytes(&key), &key).unwrap()[0] = b'z';
     assert_eq!(state.dirty_rows(), 1);
+    let loaded = frozen.load().unwrap();
     assert_eq!(
-        frozen
+        loaded
             .iter()
             .filter(|(_, k, v)| *k == key && *v == b"xy")
             .count(),
         1
     );
+}
+
+#[test]
+fn state_larger_than_its_budget_is_in_the_swap_file() {
+    const ROWS: u32 = 60_000;
+    const LIMIT: u64 = 2 << 20;
+    let entered = enter(Some(LIMIT));
+    let pager = entered.0.as_ref().unwrap();
+    let mut state = KeyedState::plain();
+    let key = |n: u32| (hash_bytes(&n.to_be_bytes()), n.to_be_bytes());
+    for n in 0..ROWS {
+        let (hash, key) = key(n);
+        state.upsert(hash, &key, &[n as u8; 100]);
+        state.relieve();
+    }
+    // The index stays, and one page per key group is being filled.
+    assert!(
+        pager.stats().resident < LIMIT * 5 / 4,
+        "{:?}",
+        pager.stats()
+    );
+    assert!(state.swapped_bytes() > u64::from(ROWS) * 100 / 2);
+    let frozen = state.freeze();
+    let snapshot = state.snapshot();
+    for n in (0..ROWS).step_by(7) {
+        let (hash, key) = key(n);
+        state.get_mut(hash, &key).unwrap()[0] ^= 1;
+        state.relieve();
+    }
+    for n in 0..ROWS {
+        let (hash, key) = key(n);
+        let first = n as u8 ^ u8::from(n % 7 == 0);
+        let value = state.get(hash, &key).unwrap();
+        assert_eq!((value[0], &value[1..]), (first, &[n as u8; 99][..]));
+        state.relieve();
+    }
+    // Readers see what was there, also of pages that went out and came back since.
+    assert_eq!(snapshot.rows(), u64::from(ROWS));
+    for chunk in frozen.chunks(5000) {
+        for (_, key, value) in chunk.load().unwrap().iter() {
+            assert_eq!(value, [key[3]; 100]);
+        }
+    }
+    let clean = pager.stats().written;
+    for n in 0..ROWS {
+        let (hash, key) = key(n);
+        assert!(state.get(hash, &key).is_some());
+        state.relieve();
+    }
+    for n in 0..ROWS {
+        let (hash, key) = key(n);
+        assert!(state.get(hash, &key).is_some());
+        state.relieve();
+    }
+    // The second time nothing that came back was new to the swap file.
+    assert!(pager.stats().written < clean + u64::from(ROWS) * 120 / 16384 + 400);
+    drop((frozen, snapshot, state));
+    assert_eq!((pager.stats().resident, pager.stats().swapped), (0, 0));
 }
 
 #[test]
@@ -271,7 +339,7 @@ fn growing_state_keeps_every_row_it_was_given() {
     state.add_row(hash, &first, &0u16.to_be_bytes(), -1);
     let frozen = state.freeze();
     let mut again = KeyedState::growing();
-    again.restore(frozen.iter());
+    again.restore(frozen.load().unwrap().iter());
     for state in [state, again] {
         assert_eq!(state.len(), 3001);
         for number in 0..60u16 {
@@ -302,8 +370,10 @@ proptest! {
     #[test]
     fn changes_on_top_of_all_rows_are_all_rows(
         chained in any::<bool>(),
+        budget in budget(),
         rounds in prop::collection::vec(prop::collection::vec((0u16..400, 0usize..60, any::<bool>()), 0..200), 1..6),
     ) {
+        let _entered = enter(budget);
         let mut state = filled(500, chained);
         let mut stored = chunk(&mut state, false);
         for round in rounds {
@@ -316,6 +386,7 @@ proptest! {
                     (false, true) => state.upsert(hash, &key, &vec![9; length]),
                     (false, false) => drop(state.remove(hash, &key)),
                 }
+                state.relieve();
             }
             stored.push(chunk(&mut state, true)).unwrap();
         }
@@ -326,7 +397,7 @@ proptest! {
 }
 
 fn sorted(state: &KeyedState) -> Vec<StateRow<'_>> {
-    let mut rows: Vec<_> = state.iter().collect();
+    let mut rows: Vec<_> = (0..=255).flat_map(|g| state.rows_of_group(g)).collect();
     rows.sort_unstable();
     rows
 }

@@ -12,6 +12,7 @@ use crate::checkpoint::RestoredDataflow;
 use crate::delta::Delta;
 use crate::ingest::Signal;
 use crate::plan::{Plan, RelationId};
+use crate::state::Stateful;
 use crate::tick::TickInfo;
 use crate::time::Tick;
 
@@ -153,8 +154,35 @@ pub struct Counters {
     pub rejected_rows: AtomicU64,
     /// Of a sink: one past the last tick whose rows went to a writer.
     pub last_rows: AtomicU64,
-    /// By worker, so that each sets its own, and by stage: operator, rows and bytes.
-    pub state: std::sync::Mutex<BTreeMap<(usize, u32), (&'static str, u64, u64)>>,
+    /// By worker, so that each sets its own, and by stage.
+    pub state: std::sync::Mutex<BTreeMap<(usize, u32), (&'static str, StateSize)>>,
+}
+
+/// How much state there is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StateSize {
+    pub rows: u64,
+    /// In memory.
+    pub bytes: u64,
+    /// In the swap file.
+    pub swapped: u64,
+}
+
+impl StateSize {
+    pub fn of(state: &impl Stateful) -> Self {
+        Self {
+            rows: state.rows(),
+            bytes: state.bytes(),
+            swapped: state.swapped_bytes(),
+        }
+    }
+    fn add(self, other: Self) -> Self {
+        Self {
+            rows: self.rows + other.rows,
+            bytes: self.bytes + other.bytes,
+            swapped: self.swapped + other.swapped,
+        }
+    }
 }
 
 impl Counters {
@@ -164,16 +192,9 @@ impl Counters {
     pub fn get(counter: &AtomicU64) -> u64 {
         counter.load(Ordering::Relaxed)
     }
-    /// Rows and bytes of state of one stage of one worker.
-    pub fn set_state(
-        &self,
-        worker: usize,
-        stage: u32,
-        operator: &'static str,
-        rows: u64,
-        bytes: u64,
-    ) {
-        crate::ingest::lock(&self.state).insert((worker, stage), (operator, rows, bytes));
+    /// State of one stage of one worker.
+    pub fn set_state(&self, worker: usize, stage: u32, operator: &'static str, size: StateSize) {
+        crate::ingest::lock(&self.state).insert((worker, stage), (operator, size));
     }
     /// Rows of the contents of a view whose plan has `nodes` nodes, over all workers.
     pub fn contents(&self, nodes: usize) -> u64 {
@@ -181,22 +202,25 @@ impl Counters {
         let contents = state
             .iter()
             .filter(|((_, stage), _)| *stage as usize == nodes);
-        contents.map(|(_, (_, rows, _))| *rows).sum()
+        contents.map(|(_, (_, size))| size.rows).sum()
     }
-    /// Rows and bytes of state by operator, over all workers.
-    pub fn operators(&self) -> Vec<(String, u64, u64)> {
-        let mut stages = BTreeMap::<u32, (&'static str, u64, u64)>::new();
-        for ((_, stage), (operator, rows, bytes)) in crate::ingest::lock(&self.state).iter() {
-            let sum = stages.entry(*stage).or_insert((*operator, 0, 0));
-            (sum.1, sum.2) = (sum.1 + rows, sum.2 + bytes);
+    /// State by operator, over all workers.
+    pub fn operators(&self) -> Vec<(String, StateSize)> {
+        let mut stages = BTreeMap::<u32, (&'static str, StateSize)>::new();
+        for ((_, stage), (operator, size)) in crate::ingest::lock(&self.state).iter() {
+            let sum = stages
+                .entry(*stage)
+                .or_insert((*operator, StateSize::default()));
+            sum.1 = sum.1.add(*size);
         }
-        let named = |(stage, (operator, rows, bytes))| (format!("{operator}-{stage}"), rows, bytes);
+        let named = |(stage, (operator, size))| (format!("{operator}-{stage}"), size);
         stages.into_iter().map(named).collect()
     }
-    /// Rows and bytes of state, over all workers and stages.
-    pub fn state(&self) -> (u64, u64) {
+    /// State over all workers and stages.
+    pub fn state(&self) -> StateSize {
         let state = crate::ingest::lock(&self.state);
-        state.values().fold((0, 0), |a, s| (a.0 + s.1, a.1 + s.2))
+        let sizes = state.values().map(|(_, size)| *size);
+        sizes.fold(StateSize::default(), StateSize::add)
     }
 }
 

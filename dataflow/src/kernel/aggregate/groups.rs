@@ -10,7 +10,7 @@ use crate::kernel::accumulator::{Kind, Layout, Slot, TOUCH, partial, push_tail, 
 use crate::state::{KeyedState, RowId, Snapshot, StateRow};
 use arrow::array::Array;
 
-use super::PartialColumn;
+use super::{PartialColumn, WARM_ROWS};
 
 /// No value before the tick.
 pub(super) const NONE: usize = usize::MAX;
@@ -26,6 +26,8 @@ struct Touch {
 /// A group that changed in this tick.
 #[derive(Debug)]
 pub(super) struct Changed<'a> {
+    /// Its place among those touched.
+    pub at: usize,
     pub key: &'a [u8],
     pub old: Option<&'a [u8]>,
     pub new: &'a [u8],
@@ -69,8 +71,25 @@ impl Groups {
     pub(super) fn bytes(&self) -> u64 {
         self.rows.bytes() + self.values.as_ref().map_or(0, KeyedState::bytes)
     }
-    pub(super) fn rows(&self) -> impl Iterator<Item = StateRow<'_>> {
-        self.rows.iter()
+    /// All groups of one key group.
+    pub(super) fn of_key_group(&self, number: u8) -> impl Iterator<Item = StateRow<'_>> {
+        self.rows.rows_of_group(number)
+    }
+    /// More is in memory than wanted: few groups should be referred to at once.
+    pub(super) fn is_over(&self) -> bool {
+        self.rows.is_over()
+    }
+    /// Bytes that are in the swap file only.
+    pub(super) fn swapped_bytes(&self) -> u64 {
+        self.rows.swapped_bytes() + self.values.as_ref().map_or(0, KeyedState::swapped_bytes)
+    }
+    /// Puts pages out, if more is in memory than wanted. No group may be referred to.
+    #[inline]
+    pub(super) fn relieve(&mut self) {
+        self.rows.relieve();
+        if let Some(values) = &mut self.values {
+            values.relieve();
+        }
     }
     pub(super) fn snapshot(&mut self) -> impl Iterator<Item = (&'static str, Snapshot)> {
         let values = self
@@ -178,24 +197,28 @@ impl Groups {
 
     /// Of `count` touched groups from `from` on, those whose value is another now.
     pub(super) fn changed<'a>(&'a self, from: usize, count: usize, out: &mut Vec<Changed<'a>>) {
-        for touch in self.touched.iter().skip(from).take(count) {
+        for (at, touch) in self.touched.iter().enumerate().skip(from).take(count) {
             let old = (touch.image != NONE)
                 .then(|| &self.images[touch.image..touch.image + touch.length]);
             let row = self.rows.row(touch.id);
             let (_, key, new) = row.expect("rows are removed at the end of a tick only");
             if old.is_none_or(|old| old[TOUCH..] != new[TOUCH..]) {
-                out.push(Changed { key, old, new });
+                out.push(Changed { at, key, old, new });
             }
         }
     }
 
-    /// Forgets what was touched, and (if `vanish`) the groups that nothing is left of.
-    pub(super) fn end_tick(&mut self, layout: &Layout, vanish: bool) {
-        for touch in self.touched.drain(..) {
-            let Some((hash, key, value)) = self.rows.row(touch.id) else {
+    /// Forgets what was touched, and the groups at `gone`, of those touched, that nothing is left of.
+    pub(super) fn end_tick(&mut self, layout: &Layout, gone: &[usize]) {
+        for (count, at) in gone.iter().enumerate() {
+            if count % WARM_ROWS == 0 {
+                self.relieve();
+            }
+            let id = self.touched[*at].id;
+            let Some((hash, key, value)) = self.rows.row(id) else {
                 continue;
             };
-            if !vanish || !layout.is_initial(value) {
+            if !layout.is_initial(value) {
                 continue;
             }
             if let Some(values) = &self.values {
@@ -210,6 +233,7 @@ impl Groups {
             let key = key.to_vec();
             self.rows.remove(hash, &key);
         }
+        self.touched.clear();
         self.images.clear();
         const KEEP: usize = 1 << 20;
         self.images.shrink_to(KEEP);

@@ -17,6 +17,7 @@ use crate::kernel::testing::{accumulate, batch, int, rows, stored, time};
 use crate::kernel::window::windowed_schema;
 use crate::key::{hash_columns, key_group, owner};
 use crate::plan::AggregateKind;
+use crate::state::testing::{budget, enter};
 use crate::time::NO_WATERMARK;
 use arrow::datatypes::TimestampMicrosecondType;
 
@@ -504,7 +505,8 @@ impl Workers {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
     #[test]
-    fn equals_a_recomputation_at_every_tick(case in case()) {
+    fn equals_a_recomputation_at_every_tick(case in case(), budget in budget()) {
+        let _entered = enter(budget);
         let spec = case.spec();
         let mut workers = Workers::new(&spec, case.workers.0);
         let (on_time, late) = (Vec::new(), BTreeMap::new());

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::kernel::testing::{accumulate, batch, column, compare, int, rows, stored, time};
 use crate::key::{hash_columns, key_group, owner};
+use crate::state::testing::{budget, enter};
 use crate::time::NO_WATERMARK;
 
 #[derive(Debug, Clone)]
@@ -241,7 +242,8 @@ impl Workers {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
     #[test]
-    fn equals_a_recomputation_at_every_tick(case in case()) {
+    fn equals_a_recomputation_at_every_tick(case in case(), budget in budget()) {
+        let _entered = enter(budget);
         let spec = case.spec();
         let mut workers = Workers::new(&spec, case.workers.0);
         let mut naive =
