@@ -22,7 +22,7 @@ sql() {
 }
 
 # The number of the event, from its time: ten thousand a second.
-number="cast(arrow_cast(date_time, 'Int64') / 100 as bigint)"
+number="(cast(arrow_cast(date_time, 'Int64') / 100 as bigint) % 2147483648)"
 scattered="(($number * 2654435761) % 4294967296)"
 for keys in "$@"; do
   case $keys in

@@ -205,7 +205,7 @@ impl Config {
     /// rows under way, decoding, checkpoints being written, queries) is left room for.
     pub fn state_memory(&self) -> Option<u64> {
         let memory = self.memory? as u64;
-        Some((memory / 2).max(memory.saturating_sub(1 << 30)))
+        Some((memory / 5 * 2).max(memory.saturating_sub(1 << 30)))
     }
 
     /// Checks the ranges of all settings.

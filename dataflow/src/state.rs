@@ -17,6 +17,7 @@
 //!   [`KeyedState::relieve`] only: who touches many rows calls that every few of them.
 
 mod batch;
+mod blob;
 mod codec;
 mod frozen;
 mod group;
@@ -32,9 +33,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use batch::HeldBatch;
+pub use blob::Blob;
 pub use codec::{
-    Part, PartData, StoredData, StoredPart, read_part, write_batches, write_keyed, write_meta,
-    write_part,
+    Block, Part, PartData, StoredData, StoredPart, read_part, read_part_of, write_batches,
+    write_keyed, write_meta, write_part,
 };
 pub use frozen::{Frozen, LoadedRows, StateRow};
 pub use group::Chain;

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use super::manifest::{CheckpointManifest, ChunkRef, ObjectId, VERSION};
 use super::{RestoredDataflow, RestoredStage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::RelationId;
-use crate::state::{StoredPart, read_part};
+use crate::state::{Blob, StoredPart, read_part_of};
 use tokio::io::AsyncWriteExt;
 
 /// Bytes gathered before they are handed to the store.
@@ -228,16 +229,30 @@ impl CheckpointStore {
         let mut objects = BTreeMap::new();
         for entry in &manifest.objects {
             let path = object_path(entry.id);
-            let bytes = self.get(&path).await?;
-            if bytes.len() as u64 != entry.length {
+            let object = self.open(&path).await?;
+            if object.length() != entry.length {
                 return Err(corrupt("an object", manifest.id).detail(path.to_string()));
             }
-            objects.insert(entry.id, bytes);
+            objects.insert(entry.id, object);
         }
         let manifest = manifest.clone();
         tokio::task::spawn_blocking(move || assemble(&manifest, &objects))
             .await
             .map_err(|e| Error::internal(e.to_string()))?
+    }
+
+    /// An object, of which nothing is read yet.
+    async fn open(&self, path: &Path) -> Result<Arc<dyn Blob>> {
+        if let Some(root) = &self.local {
+            return Ok(Arc::new(LocalObject::open(&root.join(path.as_ref()))?));
+        }
+        let meta = self.store.head(path).await.map_err(store_error)?;
+        Ok(Arc::new(RemoteObject {
+            store: Arc::clone(&self.store),
+            path: path.clone(),
+            length: meta.size,
+            runtime: tokio::runtime::Handle::current(),
+        }))
     }
 
     /// Removes the checkpoints below the newest of `keep` that are not among them, except the
@@ -294,14 +309,13 @@ impl Tries {
 /// Chunks of a manifest to the state of dataflows.
 fn assemble(
     manifest: &CheckpointManifest,
-    objects: &BTreeMap<ObjectId, Bytes>,
+    objects: &BTreeMap<ObjectId, Arc<dyn Blob>>,
 ) -> Result<BTreeMap<RelationId, RestoredDataflow>> {
     let read = |chunk: &ChunkRef| -> Result<StoredPart> {
-        let start = chunk.offset as usize;
-        let end = start.saturating_add(chunk.length as usize);
-        let object = objects.get(&chunk.object).filter(|o| end <= o.len());
+        let end = chunk.offset.saturating_add(chunk.length);
+        let object = objects.get(&chunk.object).filter(|o| end <= o.length());
         let object = object.ok_or_else(|| corrupt("the manifest", manifest.id))?;
-        Ok(read_part(&object.slice(start..end))?.0)
+        Ok(read_part_of(object, chunk.offset, end)?.0)
     };
     let mut dataflows = BTreeMap::<RelationId, RestoredDataflow>::new();
     for entry in &manifest.stages {
@@ -320,6 +334,59 @@ fn assemble(
         }
     }
     Ok(dataflows)
+}
+
+/// An object on the local disk. It stays readable when its name is removed.
+#[derive(Debug)]
+struct LocalObject {
+    file: std::fs::File,
+    length: u64,
+}
+
+impl LocalObject {
+    fn open(path: &std::path::Path) -> Result<Self> {
+        let failed = |e: std::io::Error| {
+            let kind = match e.kind() {
+                std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+                _ => ErrorKind::Unavailable,
+            };
+            Error::new(kind, format!("checkpoint storage: {e}")).detail(path.display().to_string())
+        };
+        let file = std::fs::File::open(path).map_err(failed)?;
+        let length = file.metadata().map_err(failed)?.len();
+        Ok(Self { file, length })
+    }
+}
+
+impl Blob for LocalObject {
+    fn length(&self) -> u64 {
+        self.length
+    }
+    fn read(&self, at: u64, length: usize) -> Result<Bytes> {
+        let mut bytes = vec![0; length];
+        self.file.read_exact_at(&mut bytes, at)?;
+        Ok(bytes.into())
+    }
+}
+
+/// An object of a store that is asked over the network; for threads that may block.
+#[derive(Debug)]
+struct RemoteObject {
+    store: Arc<dyn ObjectStore>,
+    path: Path,
+    length: u64,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Blob for RemoteObject {
+    fn length(&self) -> u64 {
+        self.length
+    }
+    fn read(&self, at: u64, length: usize) -> Result<Bytes> {
+        let range = at..at + length as u64;
+        let read = self.store.get_range(&self.path, range);
+        self.runtime.block_on(read).map_err(store_error)
+    }
 }
 
 /// See [`CheckpointStore::writer`].

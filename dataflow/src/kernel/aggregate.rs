@@ -262,6 +262,10 @@ impl AggregateState {
             self.changes_of(groups, (from, count), out, errors, &mut gone)?;
             from += count;
         }
+        if self.spec.keys.is_empty() {
+            // The single group stays.
+            gone.clear();
+        }
         Ok(gone)
     }
 
@@ -275,70 +279,64 @@ impl AggregateState {
         gone: &mut Vec<usize>,
     ) -> Result<()> {
         let mut touched = Vec::with_capacity(groups.touched().min(count));
-        {
-            groups.changed(from, count, &mut touched);
-            if touched.is_empty() {
-                return Ok(());
-            }
-            if !self.spec.keys.is_empty() {
-                let empty = touched.iter().filter(|t| rows_in(t.new) == 0);
-                gone.extend(empty.map(|t| t.at));
-            }
-            let initial = self.layout.initial.as_slice();
-            let some_old = touched.iter().any(|t| t.old.is_some());
-            let news: Vec<&[u8]> = touched.iter().map(|t| t.new).collect();
-            let new = output::columns(&self.layout, &self.types, &news)?;
-            let olds: Vec<&[u8]> = touched.iter().map(|t| t.old.unwrap_or(initial)).collect();
-            let old = if some_old {
-                output::columns(&self.layout, &self.types, &olds)?
-            } else {
-                output::Output::default()
-            };
-            let same = if some_old {
-                same_rows(&old.columns, &new.columns)?
-            } else {
-                None
-            };
-            let (mut retract, mut insert) = (Vec::new(), Vec::new());
-            for (at, touch) in touched.iter().enumerate() {
-                let shows = |value: &[u8]| self.spec.keys.is_empty() || rows_in(value) > 0;
-                let was = touch.old.is_some_and(shows);
-                let is = shows(touch.new);
-                let was_failed = if was { old.failed(at) } else { None };
-                let is_failed = if is { new.failed(at) } else { None };
-                if was_failed != is_failed {
-                    self.error(was_failed, -1, errors);
-                    self.error(is_failed, 1, errors);
-                }
-                let (was, is) = (was && was_failed.is_none(), is && is_failed.is_none());
-                if was && is && same.as_ref().is_none_or(|same| same[at]) {
-                    continue;
-                }
-                if was {
-                    retract.push(at);
-                }
-                if is {
-                    insert.push(at);
-                }
-            }
-            let rows = retract.len() + insert.len();
-            if rows == 0 {
-                return Ok(());
-            }
-            let shown = retract.iter().chain(&insert);
-            let mut columns = self.codec.decode(shown.map(|at| touched[*at].key))?;
-            let from_old = retract.iter().map(|at| (0, *at));
-            let from: Vec<_> = from_old.chain(insert.iter().map(|at| (1, *at))).collect();
-            for (at, new) in new.columns.iter().enumerate() {
-                // Where nothing was shown there are no old columns, and no index into them.
-                let old = old.columns.get(at).unwrap_or(new);
-                columns.push(interleave(&[old, new], &from).map_err(internal)?);
-            }
-            let mut diffs = vec![-1; retract.len()];
-            diffs.resize(rows, 1);
-            let batch = build(&self.schema, columns, rows);
-            out.deltas.push(Delta::new(batch, Diffs::from_vec(diffs)));
+        groups.changed((from, count), &mut touched, gone);
+        if touched.is_empty() {
+            return Ok(());
         }
+        let initial = self.layout.initial.as_slice();
+        let some_old = touched.iter().any(|t| t.old.is_some());
+        let news: Vec<&[u8]> = touched.iter().map(|t| t.new).collect();
+        let new = output::columns(&self.layout, &self.types, &news)?;
+        let olds: Vec<&[u8]> = touched.iter().map(|t| t.old.unwrap_or(initial)).collect();
+        let old = if some_old {
+            output::columns(&self.layout, &self.types, &olds)?
+        } else {
+            output::Output::default()
+        };
+        let same = if some_old {
+            same_rows(&old.columns, &new.columns)?
+        } else {
+            None
+        };
+        let (mut retract, mut insert) = (Vec::new(), Vec::new());
+        for (at, touch) in touched.iter().enumerate() {
+            let shows = |value: &[u8]| self.spec.keys.is_empty() || rows_in(value) > 0;
+            let was = touch.old.is_some_and(shows);
+            let is = shows(touch.new);
+            let was_failed = if was { old.failed(at) } else { None };
+            let is_failed = if is { new.failed(at) } else { None };
+            if was_failed != is_failed {
+                self.error(was_failed, -1, errors);
+                self.error(is_failed, 1, errors);
+            }
+            let (was, is) = (was && was_failed.is_none(), is && is_failed.is_none());
+            if was && is && same.as_ref().is_none_or(|same| same[at]) {
+                continue;
+            }
+            if was {
+                retract.push(at);
+            }
+            if is {
+                insert.push(at);
+            }
+        }
+        let rows = retract.len() + insert.len();
+        if rows == 0 {
+            return Ok(());
+        }
+        let shown = retract.iter().chain(&insert);
+        let mut columns = self.codec.decode(shown.map(|at| touched[*at].key))?;
+        let from_old = retract.iter().map(|at| (0, *at));
+        let from: Vec<_> = from_old.chain(insert.iter().map(|at| (1, *at))).collect();
+        for (at, new) in new.columns.iter().enumerate() {
+            // Where nothing was shown there are no old columns, and no index into them.
+            let old = old.columns.get(at).unwrap_or(new);
+            columns.push(interleave(&[old, new], &from).map_err(internal)?);
+        }
+        let mut diffs = vec![-1; retract.len()];
+        diffs.resize(rows, 1);
+        let batch = build(&self.schema, columns, rows);
+        out.deltas.push(Delta::new(batch, Diffs::from_vec(diffs)));
         Ok(())
     }
 

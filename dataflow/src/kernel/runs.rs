@@ -123,7 +123,7 @@ impl Stateful for Runs {
             };
             for block in blocks {
                 if number % self.share.workers == self.share.worker {
-                    self.push(&StoredPart::read_batch(block)?)?;
+                    self.push(&block.read_batch()?)?;
                 }
                 number += 1;
             }

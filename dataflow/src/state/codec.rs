@@ -24,6 +24,7 @@ use arrow::ipc::writer::StreamWriter;
 use bytes::Bytes;
 
 use super::batch::HeldBatch;
+use super::blob::{Blob, Front};
 use super::frozen::StateRow;
 use super::snapshot::{Slot, Snapshot, SnapshotGroup, SnapshotPage};
 use crate::error::{Error, ErrorKind, Result};
@@ -55,7 +56,8 @@ pub enum PartData {
     Meta(Vec<u8>),
 }
 
-/// A part read back; its checksums are right.
+/// A part that was read over: its checksums are right, its rows stay where they lie until they are
+/// wanted.
 #[derive(Debug, Clone)]
 pub struct StoredPart {
     pub name: String,
@@ -65,10 +67,37 @@ pub struct StoredPart {
 #[derive(Debug, Clone)]
 pub enum StoredData {
     /// Layers, oldest first, each of one block per key group.
-    Keyed(Vec<Vec<Bytes>>),
+    Keyed(Vec<Vec<Block>>),
     /// Arrow IPC streams of one batch each.
-    Batches(Vec<Bytes>),
+    Batches(Vec<Block>),
     Meta(Bytes),
+}
+
+/// A block of a stored part.
+#[derive(Debug, Clone)]
+pub struct Block {
+    blob: Arc<dyn Blob>,
+    /// Where its payload begins.
+    at: u64,
+    head: Head,
+}
+
+impl Block {
+    fn payload(&self) -> Result<Bytes> {
+        self.blob.read(self.at, self.head.length as usize)
+    }
+
+    /// The batch of a block of [`StoredData::Batches`].
+    pub fn read_batch(&self) -> Result<RecordBatch> {
+        let payload = Cursor::new(self.payload()?);
+        let mut reader = StreamReader::try_new(payload, None)
+            .map_err(|e| corrupt("holds an unreadable batch").detail(e.to_string()))?;
+        match reader.next() {
+            Some(Ok(batch)) => Ok(batch),
+            Some(Err(e)) => Err(corrupt("holds an unreadable batch").detail(e.to_string())),
+            None => Err(corrupt("holds an empty batch")),
+        }
+    }
 }
 
 impl StoredPart {
@@ -82,19 +111,20 @@ impl StoredPart {
         let StoredData::Keyed(layers) = &self.data else {
             return Err(corrupt("holds no keyed rows").detail(format!("part: {}", self.name)));
         };
-        let mut groups = BTreeMap::<u16, Vec<(Head, &[u8])>>::new();
+        let mut groups = BTreeMap::<u16, Vec<&Block>>::new();
         for block in layers.iter().flatten() {
-            let head = Head::read(block)?;
-            if head.flags & CHAINED != u16::from(chained) {
+            if block.head.flags & CHAINED != u16::from(chained) {
                 return Err(corrupt("holds rows of another kind"));
             }
-            if owned.contains(&head.group) {
-                let payload = &block[BLOCK_HEAD..];
-                groups.entry(head.group).or_default().push((head, payload));
+            if owned.contains(&block.head.group) {
+                groups.entry(block.head.group).or_default().push(block);
             }
         }
         for (group, blocks) in groups {
-            let rows = merged(&blocks)?;
+            let payloads: Vec<Bytes> = blocks.iter().map(|b| b.payload()).collect::<Result<_>>()?;
+            let layers = blocks.iter().zip(&payloads);
+            let layers: Vec<(Head, &[u8])> = layers.map(|(b, bytes)| (b.head, &**bytes)).collect();
+            let rows = merged(&layers)?;
             if rows
                 .iter()
                 .any(|(hash, _, _)| u16::from(key_group(*hash)) != group)
@@ -115,18 +145,6 @@ impl StoredPart {
             _ => return Err(corrupt("changes its kind").detail(format!("part: {}", self.name))),
         }
         Ok(())
-    }
-
-    /// The batch of a block of [`StoredData::Batches`].
-    pub fn read_batch(block: &Bytes) -> Result<RecordBatch> {
-        let payload = Cursor::new(block.slice(BLOCK_HEAD..));
-        let mut reader = StreamReader::try_new(payload, None)
-            .map_err(|e| corrupt("holds an unreadable batch").detail(e.to_string()))?;
-        match reader.next() {
-            Some(Ok(batch)) => Ok(batch),
-            Some(Err(e)) => Err(corrupt("holds an unreadable batch").detail(e.to_string())),
-            None => Err(corrupt("holds an empty batch")),
-        }
     }
 }
 
@@ -226,9 +244,15 @@ fn write_slots<'a>(slots: impl Iterator<Item = Slot<'a>>, out: &mut Vec<u8>) -> 
 
 /// Reads one part from the front of `bytes`; gives it and its length.
 pub fn read_part(bytes: &Bytes) -> Result<(StoredPart, usize)> {
-    let head = bytes
-        .get(..PART_HEAD)
-        .ok_or_else(|| corrupt("is cut short"))?;
+    let blob: Arc<dyn Blob> = Arc::new(bytes.clone());
+    let (part, length) = read_part_of(&blob, 0, bytes.len() as u64)?;
+    Ok((part, length as usize))
+}
+
+/// Reads over one part between two places of a blob, verifying every byte; gives it and its length.
+pub fn read_part_of(blob: &Arc<dyn Blob>, at: u64, end: u64) -> Result<(StoredPart, u64)> {
+    let mut front = Front::new(blob, at, end);
+    let head = front.peek(PART_HEAD)?;
     if head[..4] != MAGIC {
         return Err(corrupt("does not begin with its mark"));
     }
@@ -243,10 +267,8 @@ pub fn read_part(bytes: &Bytes) -> Result<(StoredPart, usize)> {
     let hash_version = u32::from_le_bytes(array(&head[8..12]));
     let blocks = u32::from_le_bytes(array(&head[12..16])) as usize;
     let name_end = PART_HEAD + u32::from_le_bytes(array(&head[16..20])) as usize;
-    let crc = bytes
-        .get(name_end..name_end + 4)
-        .ok_or_else(|| corrupt("is cut short"))?;
-    if crc32fast::hash(&bytes[..name_end]) != u32::from_le_bytes(array(crc)) {
+    let head = front.peek(name_end + 4)?;
+    if crc32fast::hash(&head[..name_end]) != u32::from_le_bytes(array(&head[name_end..])) {
         return Err(corrupt("has a damaged header"));
     }
     if hash_version != HASH_VERSION {
@@ -254,23 +276,33 @@ pub fn read_part(bytes: &Bytes) -> Result<(StoredPart, usize)> {
             "keys hashed by version {hash_version}"
         )));
     }
-    let name = std::str::from_utf8(&bytes[PART_HEAD..name_end])
+    let name = std::str::from_utf8(&head[PART_HEAD..name_end])
         .map_err(|_| corrupt("has a damaged header"))?
         .to_string();
-    let mut at = name_end + 4;
+    front.skip(name_end + 4);
     let mut read = Vec::with_capacity(blocks.min(4096));
     for _ in 0..blocks {
-        let length = Head::check(&bytes[at..])?;
-        read.push(bytes.slice(at..at + length));
-        at += length;
+        let head = Head::read(&front.peek(BLOCK_HEAD)?)?;
+        let length = usize::try_from(head.length).ok();
+        let length = length.and_then(|length| length.checked_add(BLOCK_HEAD));
+        let block = front.peek(length.ok_or_else(|| corrupt("is cut short"))?)?;
+        if crc_of(&block) != u32::from_le_bytes(array(&block[20..24])) {
+            return Err(corrupt("fails its checksum"));
+        }
+        read.push(Block {
+            blob: Arc::clone(blob),
+            at: front.at + BLOCK_HEAD as u64,
+            head,
+        });
+        front.skip(block.len());
     }
     let data = match (kind, read.len()) {
         (0, _) => StoredData::Keyed(vec![read]),
         (1, _) => StoredData::Batches(read),
-        (2, 1) => StoredData::Meta(read[0].slice(BLOCK_HEAD..)),
+        (2, 1) => StoredData::Meta(read[0].payload()?),
         _ => return Err(corrupt("is of an unknown kind")),
     };
-    Ok((StoredPart { name, data }, at))
+    Ok((StoredPart { name, data }, front.at - at))
 }
 
 fn write_batch(batch: &RecordBatch, out: &mut Vec<u8>) -> Result<()> {
@@ -310,6 +342,7 @@ fn crc_of(block: &[u8]) -> u32 {
     crc.finalize()
 }
 
+#[derive(Debug, Clone, Copy)]
 struct Head {
     group: u16,
     flags: u16,
@@ -328,21 +361,6 @@ impl Head {
             rows: u64::from_le_bytes(array(&head[4..12])),
             length: u64::from_le_bytes(array(&head[12..20])),
         })
-    }
-
-    /// Length of the block at the front of `bytes`, its checksum verified.
-    fn check(bytes: &[u8]) -> Result<usize> {
-        let head = Self::read(bytes)?;
-        let end = usize::try_from(head.length)
-            .ok()
-            .and_then(|l| l.checked_add(BLOCK_HEAD));
-        let block = end
-            .and_then(|end| bytes.get(..end))
-            .ok_or_else(|| corrupt("is cut short"))?;
-        if crc_of(block) != u32::from_le_bytes(array(&block[20..24])) {
-            return Err(corrupt("fails its checksum"));
-        }
-        Ok(block.len())
     }
 }
 

@@ -6,7 +6,9 @@
 
 use crate::exact::ExactSum;
 use crate::kernel::accumulator::wide::{self, Wide};
-use crate::kernel::accumulator::{Kind, Layout, Slot, TOUCH, partial, push_tail, read_i64, tails};
+use crate::kernel::accumulator::{
+    Kind, Layout, Slot, TOUCH, partial, push_tail, read_i64, rows_in, tails,
+};
 use crate::state::{KeyedState, RowId, Snapshot, StateRow};
 use arrow::array::Array;
 
@@ -26,8 +28,6 @@ struct Touch {
 /// A group that changed in this tick.
 #[derive(Debug)]
 pub(super) struct Changed<'a> {
-    /// Its place among those touched.
-    pub at: usize,
     pub key: &'a [u8],
     pub old: Option<&'a [u8]>,
     pub new: &'a [u8],
@@ -195,15 +195,24 @@ impl Groups {
         self.touched.len()
     }
 
-    /// Of `count` touched groups from `from` on, those whose value is another now.
-    pub(super) fn changed<'a>(&'a self, from: usize, count: usize, out: &mut Vec<Changed<'a>>) {
+    /// Of `count` touched groups from `from` on, those whose value is another now. The places of those
+    /// without rows go to `gone`.
+    pub(super) fn changed<'a>(
+        &'a self,
+        (from, count): (usize, usize),
+        out: &mut Vec<Changed<'a>>,
+        gone: &mut Vec<usize>,
+    ) {
         for (at, touch) in self.touched.iter().enumerate().skip(from).take(count) {
             let old = (touch.image != NONE)
                 .then(|| &self.images[touch.image..touch.image + touch.length]);
             let row = self.rows.row(touch.id);
             let (_, key, new) = row.expect("rows are removed at the end of a tick only");
+            if rows_in(new) == 0 {
+                gone.push(at);
+            }
             if old.is_none_or(|old| old[TOUCH..] != new[TOUCH..]) {
-                out.push(Changed { at, key, old, new });
+                out.push(Changed { key, old, new });
             }
         }
     }
