@@ -6,8 +6,9 @@
 //!    tick: no I/O, pages are shared, later writes copy.
 //! 2. The collector gathers the parts of all workers, the positions of sources at F and the
 //!    committables of sinks up to F; it waits until the bindings up to F are durable.
-//! 3. It writes one object per worker with what has changed (see [`increment`]), then the manifest (put-if-absent), then moves `latest` by
-//!    compare-and-set in the metadata store, which refuses an older incarnation.
+//! 3. It writes one object per worker with what has changed (see [`increment`]; other processes write
+//!    those of their workers, see [`crate::cluster`]), then the manifest (put-if-absent), then moves
+//!    `latest` by compare-and-set in the metadata store, which refuses an older incarnation.
 //! 4. Only then objects that neither of the last two manifests names, and remap segments below the
 //!    oldest kept, are garbage.
 //!
@@ -19,6 +20,7 @@
 pub mod collector;
 mod increment;
 pub mod manifest;
+pub mod parts;
 pub mod pause;
 pub mod store;
 
@@ -26,6 +28,8 @@ use std::collections::BTreeMap;
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::cluster::wire::WirePart;
+use crate::error::Result;
 use crate::plan::RelationId;
 use crate::state::{Part, StoredPart};
 
@@ -62,6 +66,17 @@ pub enum Message {
         checkpoint: u64,
         sink: RelationId,
         state: manifest::SinkState,
+    },
+    /// In a worker process: a checkpoint begins.
+    Open {
+        checkpoint: u64,
+        unlevel: Vec<RelationId>,
+    },
+    /// What the workers of another process have written.
+    Remote {
+        checkpoint: u64,
+        process: usize,
+        part: Result<WirePart>,
     },
 }
 

@@ -32,6 +32,8 @@ use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot, watch};
 use crate::checkpoint::PartSender;
 use crate::checkpoint::collector::Finished;
 use crate::checkpoint::store::CheckpointStore;
+use crate::cluster::Definition;
+use crate::cluster::link::Link;
 use crate::error::{Error, ErrorKind, Result};
 use crate::follow::Follower;
 use crate::ingest::{Signal, lock};
@@ -75,6 +77,7 @@ fn swap_error(why: String) -> Error {
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
+    /// Of each process.
     pub workers: usize,
     /// Holds the remap log, and the checkpoints if they are not kept elsewhere.
     pub dir: PathBuf,
@@ -229,7 +232,12 @@ enum Running {
 
 #[derive(Debug)]
 struct Inner {
+    /// Its `workers` are those of all processes.
     config: EngineConfig,
+    /// Of this process.
+    local_workers: usize,
+    /// To the worker processes.
+    links: Vec<Arc<Link>>,
     signal: Arc<Signal>,
     shared: Arc<Shared>,
     requests: std::sync::mpsc::Sender<Request>,
@@ -271,6 +279,20 @@ impl Engine {
     fn broadcast(&self, make: impl Fn() -> Command) -> Result<()> {
         let commands = (0..self.inner.config.workers).map(|_| make()).collect();
         self.ask(Request::Broadcast(commands))
+    }
+
+    /// Tells the worker processes how to make items that are created next.
+    pub fn define(&self, definition: &Definition) -> Result<()> {
+        if self.inner.links.is_empty() {
+            return Ok(());
+        }
+        self.broadcast(|| Command::Define(Arc::clone(definition)))
+    }
+
+    /// Memory of the worker processes, from the first on, as they said last.
+    pub fn resident_bytes(&self) -> Vec<u64> {
+        let links = self.inner.links.iter();
+        links.map(|link| link.resident_bytes()).collect()
     }
 
     /// Creates a source, a view or a sink. See the module contract.

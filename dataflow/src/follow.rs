@@ -64,6 +64,13 @@ impl Follower {
         Self { sender, load }
     }
 
+    /// Cuts the follower off: what it should have heard was lost on the way.
+    pub fn cut(&self) {
+        self.load.overrun.store(true, Ordering::Relaxed);
+        // Whoever waits wakes up.
+        let _ = self.sender.send((0, Event::Closed));
+    }
+
     /// Whether the follower is still there.
     pub fn send(&self, worker: usize, event: Event) -> bool {
         let bytes = size(&event);

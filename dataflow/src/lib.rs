@@ -14,6 +14,7 @@
 //! 5. A checkpoint freezes all keyed state at one tick; a restart begins there.
 
 pub mod checkpoint;
+pub mod cluster;
 pub mod delta;
 pub mod engine;
 pub mod env;

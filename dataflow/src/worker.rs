@@ -7,6 +7,7 @@
 //! * A worker with nothing to do is parked; whoever sends a command unparks it.
 
 pub mod command;
+pub mod start;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -102,6 +103,7 @@ impl Worker<'_> {
 
     fn handle(&mut self, command: Command) {
         match command {
+            Command::Define(_) => {}
             Command::AddSource(add) => self.add_source(&add),
             Command::Install(install) => self.install(&install),
             Command::Attach(attach) => self.attach(&attach),

@@ -7,12 +7,12 @@ use std::time::Instant;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{oneshot, watch};
 
-use super::increment::Increment;
-use super::manifest::{
-    CheckpointManifest, ObjectEntry, ObjectId, SinkState, SourceState, StageEntry, VERSION,
-};
-use super::store::{CheckpointStore, ObjectWriter};
-use super::{Message, StageParts};
+use super::Message;
+use super::manifest::{CheckpointManifest, ObjectId, SinkState, SourceState, VERSION};
+use super::parts::{Gathered, Held, write_all};
+use super::store::CheckpointStore;
+use crate::cluster::link::Link;
+use crate::cluster::wire::WirePart;
 use crate::engine::Meta;
 use crate::env;
 use crate::error::{Error, ErrorKind, Result};
@@ -45,32 +45,31 @@ pub struct Finished {
     pub ms: u64,
 }
 
+/// What has arrived beside the parts of the workers of this process.
 #[derive(Default)]
 struct Assembly {
     begin: Option<Box<Begin>>,
-    expected: BTreeMap<usize, usize>,
-    parts: Vec<StageParts>,
     sinks: BTreeMap<RelationId, SinkState>,
+    /// By process.
+    remote: BTreeMap<usize, Result<WirePart>>,
 }
 
 impl Assembly {
-    fn leaves_out(&self, dataflow: RelationId) -> bool {
-        let begin = self.begin.as_ref();
-        begin.is_some_and(|b| b.unlevel.contains(&dataflow))
-    }
-    fn complete(&self, workers: usize) -> bool {
-        let Some(begin) = &self.begin else {
-            return false;
-        };
-        self.expected.len() == workers
-            && self.parts.len() == self.expected.values().sum::<usize>()
-            && begin.sinks.iter().all(|s| self.sinks.contains_key(s))
+    fn complete(&self, processes: usize) -> bool {
+        self.remote.len() == processes
+            && self
+                .begin
+                .as_ref()
+                .is_some_and(|begin| begin.sinks.iter().all(|s| self.sinks.contains_key(s)))
     }
 }
 
 /// Runs until all senders are gone.
 pub struct Collector {
+    /// Of this process.
     pub workers: usize,
+    /// The other processes, with as many workers each.
+    pub links: Vec<Arc<Link>>,
     pub incarnation: u64,
     pub store: CheckpointStore,
     pub meta: Arc<dyn Meta>,
@@ -79,8 +78,7 @@ pub struct Collector {
     pub kept: Vec<Kept>,
     /// What `latest` points to.
     pub latest: Option<u64>,
-    /// By worker.
-    pub held: Vec<Increment>,
+    pub held: Held,
 }
 
 /// A checkpoint that can be restored.
@@ -112,30 +110,14 @@ impl Collector {
         // The minter says that a checkpoint begins before any worker hears of its tick. What comes for
         // another one is from a dataflow that was not waited for.
         let mut open: BTreeMap<u64, Assembly> = BTreeMap::new();
+        let mut gathered: BTreeMap<u64, Gathered> = BTreeMap::new();
         while let Some(message) = messages.recv().await {
             let id = match message {
                 Message::Begin(begin) => {
                     let id = begin.id;
+                    Gathered::open(&mut gathered, id, begin.unlevel.clone());
                     open.entry(id).or_default().begin = Some(begin);
                     id
-                }
-                Message::Expect {
-                    checkpoint,
-                    worker,
-                    stages,
-                } => {
-                    if let Some(assembly) = open.get_mut(&checkpoint) {
-                        assembly.expected.insert(worker, stages);
-                    }
-                    checkpoint
-                }
-                Message::Parts { checkpoint, parts } => {
-                    if let Some(assembly) = open.get_mut(&checkpoint)
-                        && !assembly.leaves_out(parts.relation)
-                    {
-                        assembly.parts.push(parts);
-                    }
-                    checkpoint
                 }
                 Message::Sink {
                     checkpoint,
@@ -143,18 +125,35 @@ impl Collector {
                     state,
                 } => {
                     if let Some(assembly) = open.get_mut(&checkpoint)
-                        && !assembly.leaves_out(sink)
+                        && gathered.get(&checkpoint).is_some_and(|g| g.keeps(sink))
                     {
                         assembly.sinks.insert(sink, state);
                     }
                     checkpoint
                 }
+                Message::Remote {
+                    checkpoint,
+                    process,
+                    part,
+                } => {
+                    if let Some(assembly) = open.get_mut(&checkpoint) {
+                        assembly.remote.insert(process, part);
+                    }
+                    checkpoint
+                }
+                parts => match Gathered::add(&mut gathered, parts) {
+                    Some(checkpoint) => checkpoint,
+                    None => continue,
+                },
             };
-            if open.get(&id).is_some_and(|a| a.complete(self.workers))
+            let here = gathered.get(&id).is_some_and(|g| g.complete(self.workers));
+            if here
+                && open.get(&id).is_some_and(|a| a.complete(self.links.len()))
                 && let Some(mut assembly) = open.remove(&id)
                 && let Some(begin) = assembly.begin.take()
             {
-                let result = self.finish(&begin, assembly).await;
+                let gathered = gathered.remove(&id).unwrap_or_default();
+                let result = self.finish(&begin, gathered, assembly).await;
                 if let Err(e) = &result {
                     tracing::error!(checkpoint = id, error = %e, "a checkpoint failed");
                 }
@@ -164,55 +163,44 @@ impl Collector {
         }
     }
 
-    async fn finish(&mut self, begin: &Begin, assembly: Assembly) -> Result<Finished> {
+    async fn finish(
+        &mut self,
+        begin: &Begin,
+        gathered: Gathered,
+        assembly: Assembly,
+    ) -> Result<Finished> {
         self.durable
             .wait_for(|t| *t >= begin.tick)
             .await
             .map_err(|_| Error::unavailable("the remap log has stopped"))?;
         env::failpoint("ckpt.begin");
-        let mut by_worker: BTreeMap<usize, Vec<StageParts>> =
-            (0..self.workers).map(|w| (w, Vec::new())).collect();
         // A plan that was replaced at this very tick still froze its state; it is waited for, because its
         // last contents are part of what the new plan handed on.
         let kept = |id| begin.views.contains_key(&id) || begin.sources.contains_key(&id);
-        for parts in assembly.parts.into_iter().filter(|p| kept(p.relation)) {
-            by_worker.entry(parts.worker).or_default().push(parts);
+        let mut parts = gathered.parts;
+        parts.retain(|p| kept(p.relation));
+        let workers = 0..self.workers;
+        let (mut written, held) =
+            write_all(&self.store, &self.held, workers, parts, begin.id).await?;
+        for part in assembly.remote.into_values() {
+            let part = part?;
+            let stages = part.stages.into_iter();
+            written.stages.extend(stages.filter(|s| kept(s.relation)));
+            written.objects.extend(part.objects);
+            written.bytes += part.bytes;
         }
-        let mut stages = Vec::new();
-        let mut held = Vec::new();
-        let mut bytes = 0;
-        for (worker, parts) in by_worker {
-            let object = ObjectId {
-                checkpoint: begin.id,
-                worker,
-            };
-            let before = self.held.get(worker).cloned().unwrap_or_default();
-            let writer = self.store.writer(object);
-            let write = move || write(&before, parts, object, writer);
-            let (entries, after) = tokio::task::spawn_blocking(write)
-                .await
-                .map_err(|e| Error::internal(e.to_string()))??;
-            bytes += after.objects().find(|o| o.0 == object).map_or(0, |o| o.1);
-            stages.extend(entries);
-            held.push(after);
-        }
-        let objects: Vec<ObjectEntry> = held
-            .iter()
-            .flat_map(Increment::objects)
-            .map(|(id, length)| ObjectEntry { id, length })
-            .collect();
         env::failpoint("ckpt.part.after_upload");
         let manifest = CheckpointManifest {
             version: VERSION,
             id: begin.id,
             incarnation: self.incarnation,
-            workers: self.workers,
+            workers: self.workers * (1 + self.links.len()),
             tick: begin.tick,
             sources: begin.sources.clone(),
             views: begin.views.clone(),
             sinks: assembly.sinks,
-            objects,
-            stages,
+            objects: written.objects,
+            stages: written.stages,
         };
         self.store.put_manifest(&manifest).await?;
         env::failpoint("ckpt.manifest.before_cas");
@@ -229,6 +217,9 @@ impl Collector {
         env::failpoint("ckpt.manifest.after_cas");
         self.latest = Some(begin.id);
         self.held = held;
+        for link in &self.links {
+            link.durable(begin.id);
+        }
         self.kept.insert(0, Kept::of(&manifest));
         self.kept.truncate(2);
         let ids: Vec<u64> = self.kept.iter().map(|k| k.id).collect();
@@ -240,20 +231,8 @@ impl Collector {
             id: begin.id,
             tick: begin.tick,
             oldest: self.kept.iter().map(|k| k.tick).min().unwrap_or(0),
-            bytes,
+            bytes: written.bytes,
             ms: begin.started.elapsed().as_millis() as u64,
         })
     }
-}
-
-/// Blocks while the store takes the bytes.
-fn write(
-    held: &Increment,
-    parts: Vec<StageParts>,
-    object: ObjectId,
-    mut writer: ObjectWriter,
-) -> Result<(Vec<StageEntry>, Increment)> {
-    let written = held.write(parts, object, &mut writer)?;
-    writer.finish()?;
-    Ok(written)
 }

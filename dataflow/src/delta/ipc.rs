@@ -3,6 +3,7 @@
 //! Inside one process a `Delta` crosses threads as it is (its columns are shared, not copied); timely
 //! asks for this form only for channels that leave the process.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use arrow::ipc::reader::StreamReader;
@@ -10,10 +11,11 @@ use arrow::ipc::writer::StreamWriter;
 use timely::dataflow::channels::ContainerBytes;
 
 use super::{Delta, Diffs};
+use crate::error::{Error, Result};
 
 /// 8 bytes: number of explicit diffs, or `u64::MAX` when all are +1; the diffs; the IPC stream;
 /// padding to 8 bytes.
-fn encode(delta: &Delta) -> Vec<u8> {
+pub fn encode(delta: &Delta) -> Vec<u8> {
     let mut out = Vec::new();
     match &delta.diffs {
         Diffs::Ones => out.extend_from_slice(&u64::MAX.to_le_bytes()),
@@ -33,35 +35,75 @@ fn encode(delta: &Delta) -> Vec<u8> {
     out
 }
 
-fn word(bytes: &[u8], index: usize) -> u64 {
-    let at = 8 * index;
-    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+fn word(bytes: &[u8], index: usize) -> Result<u64> {
+    let word = bytes.get(8 * index..).and_then(|rest| rest.first_chunk());
+    word.map(|word| u64::from_le_bytes(*word))
+        .ok_or_else(|| damaged("it is too short"))
+}
+
+fn damaged(why: &str) -> Error {
+    Error::internal("rows from another process cannot be read").detail(why)
+}
+
+/// Reads what [`encode`] wrote.
+pub fn decode(bytes: &[u8]) -> Result<Delta> {
+    let n = word(bytes, 0)?;
+    let (diffs, rest) = if n == u64::MAX {
+        (Diffs::Ones, 8)
+    } else {
+        let n = n as usize;
+        if n > bytes.len() / 8 {
+            return Err(damaged("it is too short"));
+        }
+        let each: Result<Vec<i64>> = (1..=n).map(|i| Ok(word(bytes, i)? as i64)).collect();
+        (Diffs::Each(Arc::from(each?)), 8 + 8 * n)
+    };
+    let batch = StreamReader::try_new(&bytes[rest..], None)
+        .and_then(|mut reader| reader.next().transpose())
+        .map_err(|e| damaged(&e.to_string()))?
+        .ok_or_else(|| damaged("it holds no batch"))?;
+    if let Diffs::Each(each) = &diffs
+        && each.len() != batch.num_rows()
+    {
+        return Err(damaged("it has another number of diffs than rows"));
+    }
+    Ok(Delta { batch, diffs })
+}
+
+thread_local! {
+    /// The form of the delta whose length was asked for last, and where it stands.
+    static ASKED: RefCell<Option<(usize, usize, Vec<u8>)>> = const { RefCell::new(None) };
+}
+
+/// Where a delta stands, and its rows.
+fn place(delta: &Delta) -> (usize, usize) {
+    let rows = delta
+        .batch
+        .columns()
+        .first()
+        .map_or(0, |c| Arc::as_ptr(c).addr());
+    (std::ptr::from_ref(delta).addr(), rows)
 }
 
 impl ContainerBytes for Delta {
     fn from_bytes(bytes: timely::bytes::arc::Bytes) -> Self {
-        let n = word(&bytes, 0);
-        let (diffs, rest) = if n == u64::MAX {
-            (Diffs::Ones, 8)
-        } else {
-            let n = n as usize;
-            let each: Vec<i64> = (1..=n).map(|i| word(&bytes, i) as i64).collect();
-            (Diffs::Each(Arc::from(each)), 8 + 8 * n)
-        };
-        let mut reader = StreamReader::try_new(&bytes[rest..], None)
-            .expect("a peer of this incarnation wrote it");
-        let batch = reader
-            .next()
-            .expect("one batch")
-            .expect("a peer of this incarnation wrote it");
-        Self { batch, diffs }
+        decode(&bytes).expect("a peer of this incarnation wrote it")
     }
     fn length_in_bytes(&self) -> usize {
-        encode(self).len()
+        let bytes = encode(self);
+        let length = bytes.len();
+        // Timely asks for the bytes next: they need not be made twice.
+        let (at, rows) = place(self);
+        ASKED.set(Some((at, rows, bytes)));
+        length
     }
     fn into_bytes<W: std::io::Write>(&self, writer: &mut W) {
+        let asked = ASKED
+            .take()
+            .filter(|(at, rows, _)| (*at, *rows) == place(self));
+        let bytes = asked.map_or_else(|| encode(self), |(_, _, bytes)| bytes);
         writer
-            .write_all(&encode(self))
+            .write_all(&bytes)
             .expect("timely's buffer has the announced length");
     }
 }

@@ -172,6 +172,7 @@ impl Engine {
     pub(super) fn sink_context(&self) -> sinks::SinkContext {
         sinks::SinkContext {
             workers: self.inner.config.workers,
+            local_workers: self.inner.local_workers,
             incarnation: self.inner.config.incarnation,
             shared: Arc::clone(&self.inner.shared),
             parts: self.inner.parts.clone(),

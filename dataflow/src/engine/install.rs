@@ -188,6 +188,8 @@ impl Engine {
                 writers: running.writers.clone(),
                 skip_below,
                 queued_bytes: Arc::clone(&self.inner.shared.queued_bytes),
+                closed: running.closed.clone(),
+                status: Arc::clone(&running.status),
             },
             inputs,
             restored,

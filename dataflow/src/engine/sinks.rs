@@ -56,6 +56,8 @@ impl SinkStatus {
 #[derive(Debug)]
 pub struct RunningSink {
     pub writers: Vec<UnboundedSender<WriterMessage>>,
+    /// Where writers say what they have closed.
+    pub closed: UnboundedSender<Closed>,
     /// What the destination already holds.
     pub skip_below: Tick,
     /// Files of a checkpoint that wait for their commit lie below this tick.
@@ -68,7 +70,10 @@ pub struct RunningSink {
 /// What the tasks of a sink need of the engine.
 #[derive(Debug, Clone)]
 pub struct SinkContext {
+    /// Of all processes.
     pub workers: usize,
+    /// Of this process.
+    pub local_workers: usize,
     pub incarnation: u64,
     pub shared: Arc<Shared>,
     pub parts: PartSender,
@@ -77,11 +82,48 @@ pub struct SinkContext {
     pub signal: Arc<Signal>,
 }
 
-struct Closed {
-    upper: Tick,
-    epoch: bool,
-    checkpoint: Option<u64>,
-    committables: Vec<Committable>,
+/// What one writer has closed at a mark.
+#[derive(Debug)]
+pub struct Closed {
+    pub upper: Tick,
+    pub epoch: bool,
+    pub checkpoint: Option<u64>,
+    pub committables: Vec<Committable>,
+}
+
+/// What the writers of a sink share.
+#[derive(Debug)]
+pub struct WriterContext {
+    pub closed: UnboundedSender<Closed>,
+    pub status: Arc<SinkStatus>,
+    pub queued_bytes: Arc<AtomicU64>,
+    pub signal: Arc<Signal>,
+}
+
+/// Starts the writers of some workers; the ways to them.
+pub async fn writers(
+    sink: &dyn Sink,
+    workers: std::ops::Range<usize>,
+    incarnation: u64,
+    committed: Tick,
+    context: &WriterContext,
+) -> Result<Vec<UnboundedSender<WriterMessage>>> {
+    let mut writers = Vec::new();
+    for worker in workers {
+        let writer = sink.writer(worker, incarnation).await?;
+        let (sender, receiver) = unbounded_channel();
+        writers.push(sender);
+        tokio::spawn(write(
+            writer,
+            receiver,
+            context.closed.clone(),
+            Arc::clone(&context.status),
+            Arc::clone(&context.queued_bytes),
+            Arc::clone(&context.signal),
+            committed,
+        ));
+    }
+    Ok(writers)
 }
 
 /// Starts the tasks of a sink; `restored` is its part of the checkpoint.
@@ -117,21 +159,19 @@ pub async fn start(
     status.fresh.store(!pending.is_empty(), Ordering::Relaxed);
     let (closed_sender, closed) = unbounded_channel();
     let (confirmed, confirmed_receiver) = watch::channel(restored.is_some());
-    let mut writers = Vec::new();
-    for worker in 0..context.workers {
-        let writer = sink.writer(worker, context.incarnation).await?;
-        let (sender, receiver) = unbounded_channel();
-        writers.push(sender);
-        tokio::spawn(write(
-            writer,
-            receiver,
-            closed_sender.clone(),
-            Arc::clone(&status),
-            Arc::clone(&context.shared.queued_bytes),
-            Arc::clone(&context.signal),
-            committed,
-        ));
-    }
+    let writers = writers(
+        sink.as_ref(),
+        0..context.local_workers,
+        context.incarnation,
+        committed,
+        &WriterContext {
+            closed: closed_sender.clone(),
+            status: Arc::clone(&status),
+            queued_bytes: Arc::clone(&context.shared.queued_bytes),
+            signal: Arc::clone(&context.signal),
+        },
+    )
+    .await?;
     tokio::spawn(ask_for_epochs(
         id,
         interval,
@@ -150,6 +190,7 @@ pub async fn start(
     tokio::spawn(task.run(closed));
     Ok(RunningSink {
         writers,
+        closed: closed_sender,
         skip_below: committed,
         pending_below,
         status,

@@ -25,17 +25,20 @@ use crate::checkpoint::PartSender;
 use crate::checkpoint::RestoredDataflow;
 use crate::checkpoint::collector::{Collector, Kept};
 use crate::checkpoint::manifest::CheckpointManifest;
+use crate::checkpoint::parts::Held;
 use crate::checkpoint::store::CheckpointStore;
+use crate::cluster::Peers;
+use crate::cluster::link::Link;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ingest::{Signal, lock};
 use crate::plan::RelationId;
 use crate::remap::log::{Rules, fits_destination};
 use crate::remap::{self, RemapLog};
-use crate::state::Pager;
 use crate::tick::TickInfo;
 use crate::time::Tick;
 use crate::worker;
 use crate::worker::command::{AddSource, Command, WorkerHandle};
+use crate::worker::start::Mesh;
 
 /// The shortest time between two ticks.
 const TICK_MIN: std::time::Duration = std::time::Duration::from_millis(10);
@@ -151,56 +154,37 @@ async fn find(store: &CheckpointStore, meta: &dyn Meta, incarnation: u64) -> Res
     }
 }
 
-struct Workers {
-    handles: Vec<WorkerHandle>,
-    thread: std::thread::JoinHandle<()>,
-}
-
-/// Step 2, first half: the timely workers, each waiting for commands.
-fn start_workers(count: usize, parts: PartSender, pager: Option<Arc<Pager>>) -> Result<Workers> {
-    let mut senders = Vec::new();
-    let mut receivers: Vec<Option<Receiver<Command>>> = Vec::new();
-    for _ in 0..count {
-        let (sender, receiver) = channel();
-        senders.push(sender);
-        receivers.push(Some(receiver));
+/// Begins to talk with the worker processes and tells them what there is to install.
+fn connect(
+    peers: Option<Peers>,
+    workers: usize,
+    parts: &PartSender,
+    shared: &Shared,
+) -> Result<(Vec<Arc<Link>>, Option<Mesh>)> {
+    let Some(peers) = peers else {
+        return Ok((Vec::new(), None));
+    };
+    let mut links = Vec::new();
+    for (index, control) in peers.connections.controls.into_iter().enumerate() {
+        let link = Link::start(
+            control,
+            index + 1,
+            workers,
+            peers.connections.timing,
+            parts.clone(),
+            Arc::clone(&shared.queued_bytes),
+            peers.lost.clone(),
+        )?;
+        for definition in &peers.definitions {
+            link.define(Arc::clone(definition));
+        }
+        links.push(Arc::new(link));
     }
-    let receivers = Mutex::new(receivers);
-    let parts = Mutex::new(parts);
-    let (up, ups) = channel();
-    let up = Mutex::new(up);
-    let thread = std::thread::Builder::new()
-        .name("workers".into())
-        .spawn(move || {
-            let guards = timely::execute(timely::Config::process(count), move |timely_worker| {
-                let index = timely_worker.index();
-                Pager::enter(pager.clone());
-                let receiver = lock(&receivers)[index]
-                    .take()
-                    .expect("each worker starts once");
-                let parts = lock(&parts).clone();
-                let _ = lock(&up).send((index, std::thread::current()));
-                worker::run(timely_worker, &receiver, parts);
-            });
-            match guards {
-                Ok(guards) => drop(guards.join()),
-                Err(e) => tracing::error!(error = %e, "the workers could not be started"),
-            }
-        })
-        .map_err(|e| Error::unavailable(e.to_string()))?;
-    let mut threads: BTreeMap<usize, std::thread::Thread> = BTreeMap::new();
-    for _ in 0..count {
-        let (index, thread) = ups
-            .recv()
-            .map_err(|_| Error::internal("a worker did not start"))?;
-        threads.insert(index, thread);
-    }
-    let handles = senders
-        .into_iter()
-        .zip(threads.into_values())
-        .map(|(sender, thread)| WorkerHandle { sender, thread })
-        .collect();
-    Ok(Workers { handles, thread })
+    let mesh = Mesh {
+        process: 0,
+        sockets: peers.connections.mesh,
+    };
+    Ok((links, Some(mesh)))
 }
 
 impl Engine {
@@ -218,38 +202,55 @@ impl Engine {
         items: Vec<Item>,
     ) -> Result<Self> {
         let found = Self::find(&config, meta.as_ref()).await?;
-        Self::start_at(config, meta, found, items).await
+        Self::start_with(config, meta, found, items, None).await
     }
 
-    /// As [`Engine::start`], from what [`Engine::find`] has found.
-    pub async fn start_at(
-        config: EngineConfig,
+    /// As [`Engine::start`], from what [`Engine::find`] has found, with worker processes.
+    pub async fn start_with(
+        mut config: EngineConfig,
         meta: Arc<dyn Meta>,
         found: Found,
         items: Vec<Item>,
+        peers: Option<Peers>,
     ) -> Result<Self> {
         let store = config.store()?;
+        let (part_sender, part_receiver) = mpsc::unbounded_channel();
+        let parts = PartSender(part_sender);
+        let shared = Arc::new(Shared::default());
+        let local_workers = config.workers;
+        let (links, mesh) = connect(peers, local_workers, &parts, &shared)?;
+        config.workers *= 1 + links.len();
         let remap_dir = config.dir.join("remap");
         let base = found.manifest.as_ref().map(|m| m.tick);
         let (remap, bindings) = RemapLog::take_over(&remap_dir, base, config.incarnation)?;
         let base = base.unwrap_or(0);
-        let (part_sender, part_receiver) = mpsc::unbounded_channel();
-        let parts = PartSender(part_sender);
-        let workers = start_workers(config.workers, parts.clone(), config.pager.clone())?;
+        let mut workers =
+            worker::start::start(local_workers, parts.clone(), config.pager.clone(), mesh)?;
+        for link in &links {
+            if let Some(manifest) = &found.manifest {
+                link.restore(manifest.id);
+            }
+            workers
+                .handles
+                .extend((0..local_workers).map(|worker| WorkerHandle::Remote {
+                    link: Arc::clone(link),
+                    worker,
+                }));
+        }
         let signal = Arc::new(Signal::default());
-        let shared = Arc::new(Shared::default());
         let (requests, request_receiver) = channel();
         let durable = remap.durable();
         let log_trouble = remap.trouble();
         let collector = Collector {
-            workers: config.workers,
+            workers: local_workers,
+            links: links.clone(),
             incarnation: config.incarnation,
             store,
             meta,
             durable: durable.clone(),
             kept: found.kept.clone(),
             latest: found.latest,
-            held: Vec::new(),
+            held: Held::new(),
         };
         tokio::spawn(collector.run(part_receiver));
         let minter = Minter::new(
@@ -266,6 +267,8 @@ impl Engine {
         );
         let inner = Inner {
             config,
+            local_workers,
+            links,
             signal,
             shared,
             requests,

@@ -154,6 +154,10 @@ pub enum FrozenContents {
 }
 
 impl FrozenContents {
+    /// Rows that were frozen elsewhere.
+    pub fn of_batches(batches: Vec<RecordBatch>) -> Self {
+        Self::Runs(FrozenRuns::of_batches(batches))
+    }
     pub fn schema(&self) -> &SchemaRef {
         match self {
             Self::Table(table) => table.schema(),

@@ -166,6 +166,14 @@ pub struct FrozenRuns {
 }
 
 impl FrozenRuns {
+    pub(super) fn of_batches(batches: Vec<RecordBatch>) -> Self {
+        let schema = batches.first().map(RecordBatch::schema);
+        Self {
+            schema: schema.unwrap_or_else(|| Arc::new(Schema::empty())),
+            rows: batches.iter().map(|b| b.num_rows() as u64).sum(),
+            batches: batches.into_iter().map(Arc::new).collect(),
+        }
+    }
     pub fn schema(&self) -> &SchemaRef {
         &self.schema
     }

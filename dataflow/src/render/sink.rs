@@ -67,6 +67,7 @@ pub fn render<'s>(build: &mut Build<'_, 's>, inputs: &Inputs<'s>) {
         writers,
         skip_below,
         queued_bytes,
+        ..
     } = &build.install.body
     else {
         return;
@@ -75,7 +76,8 @@ pub fn render<'s>(build: &mut Build<'_, 's>, inputs: &Inputs<'s>) {
     let logic = SinkLogic {
         id: build.install.id,
         worker: build.context.worker,
-        writer: writers[build.context.worker].clone(),
+        // All processes have as many workers, numbered one process after the other.
+        writer: writers[build.context.worker % writers.len()].clone(),
         skip_below: *skip_below,
         attach: std::rc::Rc::clone(&build.context.attach),
         queued_bytes: Arc::clone(queued_bytes),

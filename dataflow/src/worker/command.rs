@@ -9,7 +9,10 @@ use arrow::datatypes::SchemaRef;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::checkpoint::RestoredDataflow;
+use crate::cluster::Definition;
+use crate::cluster::link::Link;
 use crate::delta::Delta;
+use crate::engine::sinks::{Closed, SinkStatus};
 use crate::ingest::Signal;
 use crate::plan::{Plan, RelationId};
 use crate::state::Stateful;
@@ -19,6 +22,8 @@ use crate::time::Tick;
 /// Commands, the same for all workers but for the rows they carry.
 #[derive(Debug)]
 pub enum Command {
+    /// For worker processes: how they make the items that are installed next. Workers do without.
+    Define(Definition),
     AddSource(Arc<AddSource>),
     /// Build a dataflow; nothing flows into it yet.
     Install(Arc<Install>),
@@ -110,11 +115,14 @@ pub enum Body {
     },
     Sink {
         from: RelationId,
-        /// One per worker.
+        /// One per worker of this process.
         writers: Vec<UnboundedSender<WriterMessage>>,
         /// What the destination already has.
         skip_below: Tick,
         queued_bytes: Arc<AtomicU64>,
+        /// Where writers say what they have closed, and how they are.
+        closed: UnboundedSender<Closed>,
+        status: Arc<SinkStatus>,
     },
 }
 
@@ -247,6 +255,10 @@ impl Progress {
         self.next[worker][port].store(next, Ordering::Release);
         self.signal.raise();
     }
+    /// By port: everything below was applied on this worker.
+    pub fn ports(&self, worker: usize) -> [Tick; Self::PORTS] {
+        std::array::from_fn(|port| self.next[worker][port].load(Ordering::Acquire))
+    }
     /// Everything below was applied on this worker.
     pub fn of_worker(&self, worker: usize) -> Tick {
         self.next[worker]
@@ -266,15 +278,25 @@ impl Progress {
 
 /// The way to a worker.
 #[derive(Debug, Clone)]
-pub struct WorkerHandle {
-    pub sender: Sender<Command>,
-    pub thread: std::thread::Thread,
+pub enum WorkerHandle {
+    /// A thread of this process.
+    Local {
+        sender: Sender<Command>,
+        thread: std::thread::Thread,
+    },
+    /// A worker of another process, counted there.
+    Remote { link: Arc<Link>, worker: usize },
 }
 
 impl WorkerHandle {
     pub fn send(&self, command: Command) {
-        // A worker that is gone has taken the process with it.
-        let _ = self.sender.send(command);
-        self.thread.unpark();
+        match self {
+            Self::Local { sender, thread } => {
+                // A worker that is gone has taken the process with it.
+                let _ = sender.send(command);
+                thread.unpark();
+            }
+            Self::Remote { link, worker } => link.command(*worker, command),
+        }
     }
 }
