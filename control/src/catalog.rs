@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 
+use millrace_dataflow::cluster::Definition;
 use millrace_dataflow::error::{Error, Result};
 use millrace_dataflow::plan::RelationId;
 
@@ -21,7 +22,9 @@ mod sqlite;
 pub use sqlite::SqliteCatalog;
 
 /// What an object is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub enum Kind {
     Source,
     /// A logical view: text that is inlined where it is used.
@@ -55,8 +58,8 @@ impl Kind {
     }
 }
 
-/// One created object, as stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One created object, as stored, and as worker processes are told of it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Object {
     pub id: RelationId,
     pub kind: Kind,
@@ -107,6 +110,11 @@ pub struct Replacement {
 }
 
 impl Object {
+    /// For worker processes.
+    pub fn definition(&self) -> Definition {
+        let bytes = serde_json::to_vec(self);
+        bytes.expect("numbers and texts become JSON").into()
+    }
     /// Every id the engine knows this object by.
     pub fn ids(&self) -> Vec<RelationId> {
         [

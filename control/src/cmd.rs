@@ -4,6 +4,7 @@ pub mod client;
 pub mod serve;
 pub mod serve_child;
 pub mod sql;
+pub mod worker;
 
 use millrace_dataflow::error::Error;
 

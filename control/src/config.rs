@@ -3,6 +3,7 @@
 //! Nothing else in the workspace reads a flag or the environment (logging's filter and the test
 //! failpoints aside). An option exists because two users need different values.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -29,6 +30,9 @@ pub enum Command {
     /// The service itself, started and restarted by `serve`
     #[command(hide = true)]
     ServeChild(ChildArgs),
+    /// One process of a data plane, started and supervised by `serve --processes`
+    #[command(hide = true)]
+    Worker(WorkerArgs),
     /// A SQL shell; also runs a file or one statement
     Sql(SqlArgs),
 }
@@ -42,12 +46,15 @@ pub struct ServeArgs {
     /// Address of the HTTP API; port 0 picks a free one [default: 127.0.0.1:8080]
     #[arg(long)]
     pub http: Option<String>,
-    /// Worker threads of the engine [default: number of cores]
+    /// Worker threads of the engine, in each process [default: number of cores]
     #[arg(long)]
     pub workers: Option<String>,
     /// Where checkpoints are kept, as a URL [default: in the data directory]
     #[arg(long)]
     pub checkpoints: Option<String>,
+    /// Processes that the engine's workers are spread over [default: 1]
+    #[arg(long)]
+    pub processes: Option<String>,
     /// How often state is written to disk, such as 10s or 500ms [default: 10s]
     #[arg(long)]
     pub checkpoint_interval: Option<String>,
@@ -90,6 +97,20 @@ pub struct ChildArgs {
     pub parent_fd: i32,
 }
 
+/// Flags of the hidden subcommand `worker`: those of `serve`, and where to belong to. The incarnation and
+/// its secret come on standard input, whose end is the end of the process.
+#[derive(Debug, Clone, Args)]
+pub struct WorkerArgs {
+    #[command(flatten)]
+    pub serve: ServeArgs,
+    /// Number of this process, from 1
+    #[arg(long)]
+    pub process: usize,
+    /// Where the server waits for its processes
+    #[arg(long)]
+    pub server: SocketAddr,
+}
+
 /// Flags of `millrace sql`.
 #[derive(Debug, Clone, Args)]
 pub struct SqlArgs {
@@ -117,6 +138,14 @@ pub struct Config {
     pub workers_flag: Option<usize>,
     /// URL; `None`: in the data directory.
     pub checkpoints: Option<String>,
+    /// Processes of the data plane, with `workers` workers each.
+    pub processes: usize,
+    /// As `workers_flag`.
+    pub processes_flag: Option<usize>,
+    /// A process of the data plane that is silent this long is taken for dead.
+    pub peer_timeout: Duration,
+    /// The flags as given, for worker processes.
+    pub flags: Vec<OsString>,
     pub checkpoint_interval: Duration,
     pub commit_interval: Duration,
     pub max_rows_in_flight: u64,
@@ -137,6 +166,10 @@ impl Default for Config {
             workers_flag: None,
             workers: std::thread::available_parallelism().map_or(1, |n| n.get()),
             checkpoints: None,
+            processes_flag: None,
+            processes: 1,
+            peer_timeout: Duration::from_secs(5),
+            flags: Vec::new(),
             checkpoint_interval: Duration::from_secs(10),
             commit_interval: Duration::from_secs(10),
             max_rows_in_flight: 2_000_000,
@@ -149,11 +182,43 @@ impl Default for Config {
     }
 }
 
+impl ServeArgs {
+    /// The flags as given; the environment is inherited.
+    pub fn flags(&self) -> Vec<OsString> {
+        let mut flags: Vec<OsString> = Vec::new();
+        if let Some(dir) = &self.data_dir {
+            flags.extend(["--data-dir".into(), dir.into()]);
+        }
+        for (flag, value) in [
+            ("--http", &self.http),
+            ("--workers", &self.workers),
+            ("--processes", &self.processes),
+            ("--checkpoints", &self.checkpoints),
+            ("--checkpoint-interval", &self.checkpoint_interval),
+            ("--commit-interval", &self.commit_interval),
+            ("--max-rows-in-flight", &self.max_rows_in_flight),
+            ("--max-body", &self.max_body),
+            ("--memory", &self.memory),
+            ("--query-memory", &self.query_memory),
+            ("--max-result", &self.max_result),
+            ("--statement-timeout", &self.statement_timeout),
+        ] {
+            if let Some(value) = value {
+                flags.extend([flag.into(), value.into()]);
+            }
+        }
+        flags
+    }
+}
+
 impl Config {
     /// Layers defaults, environment (through `env`) and flags.
     pub fn load(args: &ServeArgs, env: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let pick = |flag: &Option<String>, name: &str| flag.clone().or_else(|| env(name));
-        let mut config = Self::default();
+        let mut config = Self {
+            flags: args.flags(),
+            ..Self::default()
+        };
         if let Some(dir) = args
             .data_dir
             .clone()
@@ -169,6 +234,14 @@ impl Config {
             config.workers_flag = Some(config.workers);
         }
         config.checkpoints = pick(&args.checkpoints, "MILLRACE_CHECKPOINTS");
+        if let Some(text) = pick(&args.processes, "MILLRACE_PROCESSES") {
+            config.processes = parse_number("processes", &text)?;
+            config.processes_flag = Some(config.processes);
+        }
+        // No flag: it is for machines that stand still for seconds.
+        if let Some(text) = env("MILLRACE_PEER_TIMEOUT") {
+            config.peer_timeout = parse_duration("peer-timeout", &text)?;
+        }
         if let Some(text) = pick(&args.checkpoint_interval, "MILLRACE_CHECKPOINT_INTERVAL") {
             config.checkpoint_interval = parse_duration("checkpoint-interval", &text)?;
         }
@@ -212,6 +285,14 @@ impl Config {
     pub fn validate(&self) -> Result<()> {
         if self.workers == 0 || self.workers > 512 {
             return Err(bad("workers", "must be between 1 and 512"));
+        }
+        if self.processes == 0 || self.processes > 64 {
+            return Err(bad("processes", "must be between 1 and 64"));
+        }
+        if self.peer_timeout < Duration::from_millis(100) {
+            return Err(Error::invalid(
+                "MILLRACE_PEER_TIMEOUT must be at least 100ms",
+            ));
         }
         for (name, value) in [
             ("checkpoint-interval", self.checkpoint_interval),
@@ -359,6 +440,8 @@ mod tests {
         for flags in [
             ["--workers", "0"],
             ["--workers", "many"],
+            ["--processes", "0"],
+            ["--processes", "65"],
             ["--checkpoint-interval", "10 parsecs"],
             ["--commit-interval", "1ms"],
             ["--max-body", "99999999999999999GiB"],

@@ -22,6 +22,7 @@ mod create;
 mod drop;
 mod explain;
 mod facts;
+pub mod planner;
 mod prepare;
 mod replace;
 mod restore;
@@ -84,12 +85,15 @@ type WriterLock = tokio::sync::OwnedMutexGuard<()>;
 
 /// Where the number of workers is kept.
 const WORKERS: &str = "workers";
+/// Where the number of processes is kept.
+const PROCESSES: &str = "processes";
 
-/// What `ALTER DATA PLANE … SET WORKERS` leaves behind.
+/// What `ALTER DATA PLANE … SET WORKERS` leaves behind, and `… SET PROCESSES`.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 struct WorkersSetting {
+    /// How many, of either.
     workers: usize,
-    /// What `--workers` said then: a later start that says something else means it.
+    /// What the flag said then: a later start that says something else means it.
     flag: Option<usize>,
 }
 
@@ -137,8 +141,22 @@ impl Coordinator {
             Bound::ShowCreate { kind, name } => show::show_create(&world, kind, &name),
             Bound::Describe(def) => show::describe(def),
             Bound::Explain(def) => explain::explain(def, &self.0.policy),
-            Bound::SetWorkers(workers) => self.set_workers(workers).await,
             Bound::CancelBackfill(name) => self.cancel_backfill(&name).await,
+            Bound::SetWorkers(workers) => {
+                let config = &self.0.config;
+                self.set_width(WORKERS, workers, config.workers, config.workers_flag)
+                    .await
+            }
+            Bound::SetProcesses(processes) => {
+                let config = &self.0.config;
+                self.set_width(
+                    PROCESSES,
+                    processes,
+                    config.processes,
+                    config.processes_flag,
+                )
+                .await
+            }
             Bound::Subscribe(_) => Err(Error::unsupported(
                 "SUBSCRIBE answers without end, so it cannot stand among other statements",
             )
@@ -182,21 +200,26 @@ impl Coordinator {
             .map_err(|e| Error::internal(format!("the statement did not finish: {e}")))?
     }
 
-    /// Keeps the number of workers and asks for a restart with it: all state is by key group, so any
-    /// number of workers takes it over, and nothing is computed again.
-    async fn set_workers(&self, workers: usize) -> Result<Answer> {
-        let config = &self.0.config;
-        if workers == config.workers {
+    /// Keeps the number of workers or processes and asks for a restart with it: all state is by key
+    /// group, so any number of workers takes it over, and nothing is computed again.
+    async fn set_width(
+        &self,
+        what: &str,
+        wanted: usize,
+        now: usize,
+        flag: Option<usize>,
+    ) -> Result<Answer> {
+        if wanted == now {
             return Ok(Answer::done().notice(Notice::remark(format!(
-                "the data plane has {workers} workers already"
+                "the data plane has {wanted} {what} already"
             ))));
         }
         let setting = WorkersSetting {
-            workers,
-            flag: config.workers_flag,
+            workers: wanted,
+            flag,
         };
         let text = serde_json::to_string(&setting).map_err(|e| Error::internal(e.to_string()))?;
-        self.0.catalog.set_setting(WORKERS, &text).await?;
+        self.0.catalog.set_setting(what, &text).await?;
         self.0.restart.notify_one();
         Ok(Answer::done().notice(Notice::remark(
             "the service restarts with its state; requests wait for it",
@@ -262,6 +285,11 @@ impl Coordinator {
     /// What keeps the engine from making progress, if anything does.
     pub fn trouble(&self) -> Option<Error> {
         self.0.engine.trouble()
+    }
+
+    /// Memory of the worker processes, from the first on, as they said last.
+    pub fn resident_bytes(&self) -> Vec<u64> {
+        self.0.engine.resident_bytes()
     }
 
     /// Counters of the engine as a whole.

@@ -9,10 +9,12 @@
 //! 4. [`api`] gives the answer its form.
 //!
 //! `millrace serve` is two processes: a parent that holds the socket ([`cmd::serve`]) and the
-//! service itself ([`cmd::serve_child`]).
+//! service itself ([`cmd::serve_child`]). With `--processes n` the service starts `n - 1` worker processes
+//! beside itself ([`cluster`], [`cmd::worker`]).
 
 pub mod api;
 pub mod catalog;
+pub mod cluster;
 pub mod cmd;
 pub mod config;
 pub mod coordinator;

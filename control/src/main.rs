@@ -13,6 +13,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => cmd::serve::run(&args),
         Command::ServeChild(args) => cmd::serve_child::run(args),
+        Command::Worker(args) => cmd::worker::run(&args),
         Command::Sql(args) => cmd::sql::run(&args),
     }
 }

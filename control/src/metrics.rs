@@ -32,7 +32,8 @@ pub fn render(coordinator: Option<&Coordinator>, started: Instant) -> Result<Str
     )?;
     if let Some(coordinator) = coordinator {
         relations(&registry, &coordinator.status())?;
-        engine(&registry, coordinator.stats(), coordinator.config().workers)?;
+        engine(&registry, coordinator.stats())?;
+        plane(&registry, coordinator)?;
         if let Some(stats) = coordinator.pager_stats() {
             pager(&registry, stats)?;
         }
@@ -225,7 +226,39 @@ fn relations(registry: &Registry, status: &[Status]) -> Result<()> {
     register(registry, state)
 }
 
-fn engine(registry: &Registry, stats: EngineStats, workers: usize) -> Result<()> {
+/// Workers and processes of the data plane.
+fn plane(registry: &Registry, coordinator: &Coordinator) -> Result<()> {
+    let config = coordinator.config();
+    gauge(
+        registry,
+        "millrace_workers",
+        "Workers of the data plane, in each process",
+        config.workers as f64,
+    )?;
+    gauge(
+        registry,
+        "millrace_processes",
+        "Processes of the data plane",
+        config.processes as f64,
+    )?;
+    let resident = GaugeVec::new(
+        Opts::new(
+            "millrace_worker_process_resident_bytes",
+            "Resident memory of a worker process",
+        ),
+        &["process"],
+    )
+    .map_err(failed)?;
+    for (index, bytes) in coordinator.resident_bytes().into_iter().enumerate() {
+        let process = (index + 1).to_string();
+        resident
+            .with_label_values(&[process.as_str()])
+            .set(bytes as f64);
+    }
+    register(registry, resident)
+}
+
+fn engine(registry: &Registry, stats: EngineStats) -> Result<()> {
     let counters = [
         (
             "millrace_ticks_total",
@@ -261,12 +294,6 @@ fn engine(registry: &Registry, stats: EngineStats, workers: usize) -> Result<()>
     for (name, help, value) in counters {
         counter(registry, name, help, value)?;
     }
-    gauge(
-        registry,
-        "millrace_workers",
-        "Workers of the data plane",
-        workers as f64,
-    )?;
     gauge(
         registry,
         "millrace_checkpoint_tick",
@@ -346,6 +373,11 @@ fn process(registry: &Registry, started: Instant) -> Result<()> {
         "Time since the service started",
         started.elapsed().as_secs_f64(),
     )
+}
+
+/// Resident bytes of this process.
+pub fn resident_bytes() -> u64 {
+    usage().1 as u64
 }
 
 /// CPU seconds and resident bytes of this process.

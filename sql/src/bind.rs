@@ -56,6 +56,8 @@ pub enum Bound {
     /// `ALTER DATA PLANE … SET WORKERS n`.
     SetWorkers(usize),
     CancelBackfill(String),
+    /// `ALTER DATA PLANE … SET PROCESSES n`.
+    SetProcesses(usize),
     Subscribe(SubscribeDef),
     Query(BoundQuery),
 }
@@ -243,6 +245,7 @@ fn bind_statement(
         Statement::Describe { name } => Bound::Describe(describe(&context, name)?),
         Statement::SetWorkers(workers) => Bound::SetWorkers(workers),
         Statement::CancelBackfill { name } => Bound::CancelBackfill(name),
+        Statement::SetProcesses(processes) => Bound::SetProcesses(processes),
         Statement::Subscribe { name } => Bound::Subscribe(subscribe(&context, name)?),
         Statement::Explain(explain) => {
             let query = match explain.target {

@@ -80,6 +80,8 @@ pub enum Statement {
     CancelBackfill {
         name: String,
     },
+    /// `ALTER DATA PLANE [name] SET PROCESSES n`.
+    SetProcesses(usize),
     /// `SUBSCRIBE [TO] name`: contents, then changes.
     Subscribe {
         name: String,

@@ -17,7 +17,6 @@
 //!             pair   ◄──ready byte──  (closed = parent died)
 //! ```
 
-use std::ffi::OsString;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -209,7 +208,7 @@ fn spawn(args: &ServeArgs, listener: &TcpListener) -> io::Result<(Child, UnixStr
             "--parent-fd",
             &parent_fd.to_string(),
         ])
-        .args(flags(args))
+        .args(args.flags())
         .stdin(std::process::Stdio::null())
         .kill_on_drop(true);
     // SAFETY: only async-signal-safe calls between fork and exec.
@@ -235,8 +234,9 @@ fn keep_open(fd: RawFd) -> io::Result<()> {
     }
 }
 
+/// The kernel kills this process when the thread that started it ends.
 #[cfg(target_os = "linux")]
-fn die_with_parent() -> io::Result<()> {
+pub(crate) fn die_with_parent() -> io::Result<()> {
     // SAFETY: plain system call on the calling process.
     let done = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     if done == -1 {
@@ -247,32 +247,6 @@ fn die_with_parent() -> io::Result<()> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn die_with_parent() -> io::Result<()> {
+pub(crate) fn die_with_parent() -> io::Result<()> {
     Ok(())
-}
-
-/// The flags as given; the environment is inherited.
-fn flags(args: &ServeArgs) -> Vec<OsString> {
-    let mut flags: Vec<OsString> = Vec::new();
-    if let Some(dir) = &args.data_dir {
-        flags.extend(["--data-dir".into(), dir.into()]);
-    }
-    for (flag, value) in [
-        ("--http", &args.http),
-        ("--workers", &args.workers),
-        ("--checkpoints", &args.checkpoints),
-        ("--checkpoint-interval", &args.checkpoint_interval),
-        ("--commit-interval", &args.commit_interval),
-        ("--max-rows-in-flight", &args.max_rows_in_flight),
-        ("--max-body", &args.max_body),
-        ("--memory", &args.memory),
-        ("--query-memory", &args.query_memory),
-        ("--max-result", &args.max_result),
-        ("--statement-timeout", &args.statement_timeout),
-    ] {
-        if let Some(value) = value {
-            flags.extend([flag.into(), value.into()]);
-        }
-    }
-    flags
 }

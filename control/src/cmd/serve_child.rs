@@ -18,6 +18,8 @@ use crate::server::{QUERY_THREADS, Server};
 
 /// Where `sql` plans deep statements; the statement that asked gets the panic.
 const PLANNING_THREAD: &str = "statement";
+/// Those of timely that send to and receive from another process.
+const MESH_THREADS: [&str; 2] = ["timely:send-", "timely:recv-"];
 /// How often the incarnation is looked at.
 const LEASE: Duration = Duration::from_secs(2);
 
@@ -50,12 +52,19 @@ fn exit_code(problem: &Error) -> u8 {
 }
 
 /// A panic of the engine is a bug; going on could answer wrongly. Statements are planned and run on
-/// threads of their own, where a panic is caught and costs that statement only.
-fn abort_on_panic() {
+/// threads of their own, where a panic is caught and costs that statement only. Threads that exchange rows
+/// with other processes panic when a connection ends: no bug, but the end all the same.
+pub(super) fn abort_on_panic() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        print(info);
         let thread = std::thread::current();
+        let name = thread.name().unwrap_or_default();
+        if MESH_THREADS.iter().any(|prefix| name.starts_with(prefix)) {
+            error!(target: "millrace", "the connection to another process of the data plane has ended");
+            // SAFETY: ends the process at once; the next incarnation begins with the last checkpoint.
+            unsafe { libc::_exit(1) }
+        }
+        print(info);
         let caught = |name: &str| name.starts_with(QUERY_THREADS) || name == PLANNING_THREAD;
         if !thread.name().is_some_and(caught) {
             error!(target: "millrace", thread = thread.name().unwrap_or("?"), "a bug stops the service");

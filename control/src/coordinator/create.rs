@@ -83,6 +83,7 @@ impl Coordinator {
         };
         let made = prepare::connect(draft, object, &inner.outside).await?;
         inner.catalog.insert(&made.entry.object).await?;
+        inner.engine.define(&made.entry.object.definition())?;
         let _claim = inner.busy.claim(&made.entry.object.name, false, &uses);
         drop(lock);
         let mut begun = Vec::new();

@@ -27,8 +27,9 @@ use tracing::{info, warn};
 
 use super::facts::Outside;
 use super::world::{Detail, Entry, Made, World, in_order};
-use super::{Coordinator, Inner, WORKERS, WorkersSetting, prepare};
+use super::{Coordinator, Inner, PROCESSES, WORKERS, WorkersSetting, prepare};
 use crate::catalog::{Object, SqliteCatalog};
+use crate::cluster;
 use crate::config::Config;
 
 /// Plans everything again, restores and starts the engine.
@@ -67,9 +68,12 @@ pub(super) async fn start(
     settle_replacements(&catalog, &found).await?;
     let mut world = World::default();
     let mut items = Vec::new();
+    let mut definitions = Vec::new();
     for object in in_order(catalog.objects().await?) {
         match again(&object, &world, &outside, &policy).await {
             Ok(made) => {
+                // Worker processes plan what was planned here, in the same order.
+                definitions.push(made.entry.object.definition());
                 items.extend(made.items);
                 world = world.with(made.entry, Some(made.picture));
             }
@@ -85,9 +89,16 @@ pub(super) async fn start(
             }
         }
     }
+    if let Some(text) = catalog.setting(PROCESSES).await?
+        && let Ok(setting) = serde_json::from_str::<WorkersSetting>(&text)
+        && setting.flag == config.processes_flag
+    {
+        config.processes = setting.workers;
+    }
     let count = world.entries.len();
+    let peers = cluster::start(&config, catalog.incarnation(), definitions).await?;
     let meta = Arc::new(catalog.clone());
-    let engine = Engine::start_at(engine_config, meta, found, items).await?;
+    let engine = Engine::start_with(engine_config, meta, found, items, peers).await?;
     info!(target: "millrace", objects = count, incarnation = catalog.incarnation(), "restored");
     let query_env = query_env(&config, &data_dir)?;
     Ok(Coordinator(Arc::new(Inner {
@@ -125,7 +136,12 @@ async fn settle_replacements(catalog: &SqliteCatalog, found: &Found) -> Result<(
 }
 
 /// Plans the statement of a stored object as when it was created.
-async fn again(object: &Object, world: &World, outside: &Outside, policy: &Policy) -> Result<Made> {
+pub(super) async fn again(
+    object: &Object,
+    world: &World,
+    outside: &Outside,
+    policy: &Policy,
+) -> Result<Made> {
     let script = millrace_sql::parse::parse(&object.text);
     let parsed = match (script.statements.into_iter().next(), script.error) {
         (_, Some(error)) => return Err(error),

@@ -1,4 +1,4 @@
-//! `ALTER DATA PLANE [name] SET WORKERS [=] n`.
+//! `ALTER DATA PLANE [name] SET { WORKERS | PROCESSES } [=] n`.
 
 use datafusion::sql::sqlparser::tokenizer::Token;
 use millrace_dataflow::error::{Error, Result};
@@ -12,7 +12,7 @@ pub(crate) fn alter(cursor: &mut Cursor<'_>) -> Result<Statement> {
         return Err(
             Error::unsupported(format!("ALTER {what} is not supported yet"))
                 .position(cursor.position())
-                .hint("what can be altered: DATA PLANE … SET WORKERS n"),
+                .hint("what can be altered: DATA PLANE … SET WORKERS n, SET PROCESSES n"),
         );
     }
     // There is one data plane; its name may be left out.
@@ -29,14 +29,26 @@ pub(crate) fn alter(cursor: &mut Cursor<'_>) -> Result<Statement> {
             .hint("the data plane of this server is called default"));
         }
     }
-    cursor.expect_words(&["set", "workers"])?;
+    cursor.expect_words(&["set"])?;
+    let processes = cursor.take_words(&["processes"]);
+    let (what, most) = match processes {
+        true => ("processes", 64),
+        false => {
+            cursor.expect_words(&["workers"])?;
+            ("workers", 512)
+        }
+    };
     cursor.take(&Token::Eq);
     let position = cursor.position();
-    let workers = cursor.number()?;
-    match usize::try_from(workers) {
-        Ok(workers @ 1..=512) => Ok(Statement::SetWorkers(workers)),
-        _ => Err(Error::invalid("workers must be between 1 and 512")
-            .code("22023")
-            .position(position)),
+    match usize::try_from(cursor.number()?) {
+        Ok(count) if (1..=most).contains(&count) => Ok(match processes {
+            true => Statement::SetProcesses(count),
+            false => Statement::SetWorkers(count),
+        }),
+        _ => Err(
+            Error::invalid(format!("{what} must be between 1 and {most}"))
+                .code("22023")
+                .position(position),
+        ),
     }
 }
