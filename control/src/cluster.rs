@@ -22,11 +22,14 @@ use millrace_dataflow::cluster::{Definition, Lost, Peers};
 use millrace_dataflow::error::{Error, Result};
 use tracing::{error, info};
 
-use crate::cmd::serve::die_with_parent;
+use crate::catalog::SqliteCatalog;
+use crate::cmd::serve::{EXIT_FENCED, die_with_parent};
 use crate::config::Config;
 
 /// Silence between processes is broken this often.
 const BEAT: Duration = Duration::from_millis(500);
+/// How long looking at the lease may delay the end.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// What a worker process reads from its standard input: one line of JSON.
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -50,14 +53,14 @@ type Ended = Arc<Mutex<Option<Error>>>;
 /// Starts the worker processes, if there are to be any, and waits until all have found each other.
 pub async fn start(
     config: &Config,
-    incarnation: u64,
+    catalog: &SqliteCatalog,
     definitions: Vec<Definition>,
 ) -> Result<Option<Peers>> {
     if config.processes == 1 {
         return Ok(None);
     }
     let identity = Identity {
-        incarnation,
+        incarnation: catalog.incarnation(),
         secret: Secret::random(),
     };
     let gate = Gate::open(identity.clone(), timing(config))?;
@@ -80,7 +83,22 @@ pub async fn start(
     Ok(Some(Peers {
         connections,
         definitions,
-        lost: Lost(Arc::new(|error| end(&error))),
+        lost: when_lost(catalog.clone()),
+    }))
+}
+
+/// The end of a service that has lost a process. One that was stopped, and wakes when another has taken over,
+/// finds its processes gone too: it must not take over in its turn.
+fn when_lost(catalog: SqliteCatalog) -> Lost {
+    let runtime = tokio::runtime::Handle::current();
+    Lost(Arc::new(move |error| {
+        let newest = runtime.block_on(tokio::time::timeout(LOOK, catalog.is_newest()));
+        if matches!(newest, Ok(Ok(false))) {
+            crate::cmd::print_error(&crate::error::fenced());
+            // SAFETY: as in `end`.
+            unsafe { libc::_exit(i32::from(EXIT_FENCED)) }
+        }
+        end(&error)
     }))
 }
 

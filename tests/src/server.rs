@@ -215,6 +215,54 @@ impl Server {
         children.split_whitespace().next()?.parse().ok()
     }
 
+    /// Process ids of the worker processes that live at this moment.
+    pub fn worker_pids(&self) -> Vec<i32> {
+        let Some(child) = self.child_pid() else {
+            return Vec::new();
+        };
+        let tasks = std::fs::read_dir(format!("/proc/{child}/task")).into_iter();
+        // Each is a child of the thread that watches it.
+        let children = tasks
+            .flatten()
+            .flatten()
+            .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+        let mut pids: Vec<i32> = children
+            .flat_map(|text| {
+                let pids = text.split_whitespace().filter_map(|pid| pid.parse().ok());
+                pids.collect::<Vec<_>>()
+            })
+            .collect();
+        pids.sort_unstable();
+        pids
+    }
+
+    /// SIGKILL to a worker process: the service ends with it and is started again.
+    pub fn kill_worker(&self) {
+        self.hurt_worker(libc::SIGKILL);
+    }
+
+    /// SIGSTOP to a worker process: its silence is noticed, and the same happens.
+    pub fn stop_worker(&self) {
+        self.hurt_worker(libc::SIGSTOP);
+    }
+
+    fn hurt_worker(&self, how: libc::c_int) {
+        let (child, worker) = wait::until("a worker process to hurt", START, || {
+            match (self.child_pid(), self.worker_pids().pop()) {
+                (Some(child), Some(worker)) => Ok((child, worker)),
+                other => Err(format!("{other:?}")),
+            }
+        });
+        signal(worker, how);
+        wait::until("the end of the incarnation", STOP, || {
+            if self.child_pid() == Some(child) || alive(worker) {
+                Err(format!("{child} or {worker} lives"))
+            } else {
+                Ok(())
+            }
+        });
+    }
+
     /// SIGKILL to the service only; the parent starts it again.
     pub fn kill_child(&self) {
         let pid = wait::until("a child to kill", START, || {
@@ -232,12 +280,16 @@ impl Server {
 
     /// SIGKILL to the parent; the service dies with it.
     pub fn kill(&mut self) {
-        let child = self.child_pid();
+        let pids: Vec<i32> = self
+            .child_pid()
+            .into_iter()
+            .chain(self.worker_pids())
+            .collect();
         if let Some(mut process) = self.process.take() {
             signal(process.id() as i32, libc::SIGKILL);
             process.wait().expect("a child can be waited for");
         }
-        if let Some(pid) = child {
+        for pid in pids {
             wait::until("the service to die with its parent", STOP, || {
                 if alive(pid) {
                     Err(format!("{pid} lives"))

@@ -2,7 +2,8 @@
 //! lake once, none twice, none missing. PyIceberg is the witness.
 //!
 //! `MILLRACE_CRASH_ROWS` (default 2,000,000), `MILLRACE_CRASH_KILLS` (8) and `MILLRACE_CRASH_ZOMBIES` (2) set the
-//! size of the large run; `make crash-long` is one of hundreds of kills.
+//! size of the large run, `MILLRACE_CRASH_PROCESSES` (1) its processes; `make crash-long` is one of hundreds of
+//! kills. With several processes any of them is killed, and worker processes are stopped too.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,14 +19,26 @@ use millrace_tests::wait;
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(300);
-const FLAGS: &[&str] = &[
-    "--workers",
-    "2",
-    "--checkpoint-interval",
-    "1s",
-    "--commit-interval",
-    "1s",
-];
+/// Two workers, in one process or in several.
+fn flags(processes: &str) -> Vec<&str> {
+    let workers = if processes == "1" { "2" } else { "1" };
+    let mut flags = vec!["--workers", workers, "--processes", processes];
+    flags.extend(["--checkpoint-interval", "1s", "--commit-interval", "1s"]);
+    flags
+}
+
+/// SIGKILL to the service, to its parent, or to a worker process.
+fn kill_some(server: &mut Server, processes: u64, rng: &mut Rng) {
+    match rng.below(if processes > 1 { 3 } else { 2 }) {
+        0 => server.kill_child(),
+        1 => {
+            server.kill();
+            server.start_again(&[]);
+        }
+        _ => server.kill_worker(),
+    }
+}
+
 /// Event time of record 0: 2024-01-01T00:00:00Z.
 const BASE_MS: u64 = 1_704_067_200_000;
 const WINDOW_MS: u64 = 10_000;
@@ -238,7 +251,8 @@ fn kafka_to_iceberg_exactly_once_through_kills() {
     let mut rng = Rng::from_env("crash");
     let started = Instant::now();
     let topic = Topic::create(&broker, "crash", 2);
-    let mut server = Server::start(FLAGS);
+    let processes = setting("MILLRACE_CRASH_PROCESSES", 1);
+    let mut server = Server::start(&flags(&processes.to_string()));
     create(&server, &topic);
     let flow = Duration::from_secs(50 + kills + 2 * zombies);
     let feed = Feed::start(topic, total, flow);
@@ -264,17 +278,16 @@ fn kafka_to_iceberg_exactly_once_through_kills() {
             seen(&server),
             feed.sent()
         );
-        if rng.coin() {
-            server.kill_child();
-        } else {
-            server.kill();
-            server.start_again(&[]);
-        }
+        kill_some(&mut server, processes, &mut rng);
     }
     // Zombies: a server that was stopped wakes up when another one has taken over.
     for i in 0..zombies {
         println!("{:.1?} zombie {}", started.elapsed(), i + 1);
-        server.outlive_by_another(Duration::from_millis(rng.below(1_500) as u64));
+        if processes > 1 && i % 2 == 1 {
+            server.stop_worker();
+        } else {
+            server.outlive_by_another(Duration::from_millis(rng.below(1_500) as u64));
+        }
     }
     // Kills where it hurts, and one run with the answer of the catalog lost after it committed.
     for failpoint in FAILPOINTS {
@@ -337,11 +350,23 @@ fn kafka_to_iceberg_exactly_once_through_kills() {
 /// The same from the generator, which needs no broker: each start is killed after a random time.
 #[test]
 fn generator_to_iceberg_exactly_once() {
+    generator_to_iceberg(1);
+}
+
+#[test]
+fn generator_to_iceberg_exactly_once_by_two_processes() {
+    generator_to_iceberg(2);
+}
+
+fn generator_to_iceberg(processes: u64) {
     let Some(python) = python() else { return };
     let mut rng = Rng::from_env("crash generator");
+    let count = processes.to_string();
     let mut server = Server::start(&[
         "--workers",
         "1",
+        "--processes",
+        &count,
         "--checkpoint-interval",
         "200ms",
         "--commit-interval",
@@ -368,11 +393,10 @@ fn generator_to_iceberg_exactly_once() {
                 Err(format!("{seen} of {point}"))
             }
         });
-        if rng.coin() {
-            server.kill_child();
+        if processes > 1 && kill == 1 {
+            server.stop_worker();
         } else {
-            server.kill();
-            server.start_again(&[]);
+            kill_some(&mut server, processes, &mut rng);
         }
     }
     server.caught_up(&[Fed::Ended("bid")], LIMIT);

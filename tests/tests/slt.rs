@@ -34,10 +34,24 @@ fn batch() {
 }
 
 fn stream(workers: usize, restart: bool) {
+    stream_by(1, workers, restart);
+}
+
+fn stream_by(processes: usize, workers: usize, restart: bool) {
     if let Some(broker) = broker() {
         let rng = Rng::from_env("slt");
-        run::stream(&corpus::load(), &broker, workers, restart, &rng);
+        run::stream(&corpus::load(), &broker, processes, workers, restart, &rng);
     }
+}
+
+#[test]
+fn stream_two_processes() {
+    stream_by(2, 1, false);
+}
+
+#[test]
+fn restart_two_processes() {
+    stream_by(2, 2, true);
 }
 
 #[test]

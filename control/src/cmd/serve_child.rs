@@ -20,6 +20,8 @@ use crate::server::{QUERY_THREADS, Server};
 const PLANNING_THREAD: &str = "statement";
 /// Those of timely that send to and receive from another process.
 const MESH_THREADS: [&str; 2] = ["timely:send-", "timely:recv-"];
+/// How long the end of such a thread may be explained by others.
+const MESH_GRACE: Duration = Duration::from_secs(3);
 /// How often the incarnation is looked at.
 const LEASE: Duration = Duration::from_secs(2);
 
@@ -61,6 +63,8 @@ pub(super) fn abort_on_panic() {
         let name = thread.name().unwrap_or_default();
         if MESH_THREADS.iter().any(|prefix| name.starts_with(prefix)) {
             error!(target: "millrace", "the connection to another process of the data plane has ended");
+            // The control connection ends as well, and knows what that means; not for ever, though.
+            std::thread::sleep(MESH_GRACE);
             // SAFETY: ends the process at once; the next incarnation begins with the last checkpoint.
             unsafe { libc::_exit(1) }
         }

@@ -53,9 +53,10 @@ fn start(args: &WorkerArgs) -> Result<()> {
         .thread_name("millrace-worker")
         .enable_all()
         .build()?;
-    let joined = join(args.server, &identity, args.process, timing(&config))?;
     let data_dir = std::path::absolute(&config.data_dir)?;
     let planner = runtime.block_on(WorldPlanner::open(&data_dir))?;
+    // From here on silence would be taken for death.
+    let joined = join(args.server, &identity, args.process, timing(&config))?;
     info!(target: "millrace", process = args.process, incarnation = identity.incarnation, "joined the data plane");
     let setup = Setup {
         joined,

@@ -56,7 +56,8 @@ impl Planner for WorldPlanner {
 
     fn forget(&mut self, ids: &[RelationId]) {
         let gone = self.world.entries.values();
-        let gone = gone.filter(|entry| ids.contains(&entry.object.id));
+        // A replaced view goes on under its id: what ends is the old dataflow.
+        let gone = gone.filter(|entry| ids.contains(&entry.object.dataflow));
         let names = gone.map(|entry| entry.object.name.clone()).collect();
         self.world = self.world.without(&names);
     }

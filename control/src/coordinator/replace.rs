@@ -76,11 +76,16 @@ impl Coordinator {
         });
         let view = view.ok_or_else(|| Error::internal("a view without a dataflow"))?;
         inner.catalog.insert_replacement(&new).await?;
+        inner.engine.define(&made.entry.object.definition())?;
         let _claim = inner.busy.claim(&entry.object.name, true, &new.depends_on);
         drop(lock);
         let replaced = inner.engine.replace(view).await;
         let _lock = self.lock().await;
         if let Err(failed) = replaced {
+            if failed.old_stays {
+                // Worker processes forget the new definition with its dataflow.
+                inner.engine.define(&entry.object.definition())?;
+            }
             if failed.old_stays
                 && let Err(error) = inner.catalog.forget_replacement(new.object).await
             {

@@ -96,7 +96,7 @@ pub(super) async fn start(
         config.processes = setting.workers;
     }
     let count = world.entries.len();
-    let peers = cluster::start(&config, catalog.incarnation(), definitions).await?;
+    let peers = cluster::start(&config, &catalog, definitions).await?;
     let meta = Arc::new(catalog.clone());
     let engine = Engine::start_with(engine_config, meta, found, items, peers).await?;
     info!(target: "millrace", objects = count, incarnation = catalog.incarnation(), "restored");

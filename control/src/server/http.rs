@@ -160,6 +160,7 @@ fn named(word: &str) -> Option<Resource> {
         Resource::Sinks,
         Resource::Jobs,
         Resource::Backfills,
+        Resource::Planes,
     ]
     .into_iter()
     .find(|resource| resource.word() == word)

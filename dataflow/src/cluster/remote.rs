@@ -133,7 +133,7 @@ pub fn run(setup: Setup, runtime: Handle) -> Result<()> {
             .name("control-out".into())
             .spawn(move || {
                 if let Err(e) = write(stream, &outgoing) {
-                    (lost.0)(e.into());
+                    (lost.0)(gone(e.into()));
                 }
             })?
     };
@@ -146,7 +146,7 @@ pub fn run(setup: Setup, runtime: Handle) -> Result<()> {
                 if let Err(e) = read(control, &sender)
                     && !stopping.load(Ordering::SeqCst)
                 {
-                    (lost.0)(e);
+                    (lost.0)(gone(e));
                 }
             })?;
         downs
@@ -575,6 +575,14 @@ fn check(view: &ViewItem, fingerprint: u64) -> Result<()> {
 
 fn deltas(blobs: &[Vec<u8>]) -> Result<Vec<Delta>> {
     blobs.iter().map(|b| ipc::decode(b)).collect()
+}
+
+fn gone(e: Error) -> Error {
+    Error {
+        message: "the server of this data plane is lost".to_string(),
+        detail: Some(e.message),
+        ..e
+    }
 }
 
 fn unexpected() -> Error {

@@ -55,14 +55,21 @@ pub fn batch(files: &[File]) {
 
 /// Every query as a view that is kept up to date while rows arrive in random slices; with `restart`
 /// the server is killed half-way.
-pub fn stream(files: &[File], broker: &str, workers: usize, restart: bool, rng: &Rng) {
+pub fn stream(
+    files: &[File],
+    broker: &str,
+    processes: usize,
+    workers: usize,
+    restart: bool,
+    rng: &Rng,
+) {
     let mode = format!(
-        "{} with {workers} workers",
+        "{} with {processes} processes of {workers} workers",
         if restart { "restart" } else { "stream" }
     );
     let mut rng = rng.fork(&mode);
-    let workers = workers.to_string();
-    let mut flags = vec!["--workers", workers.as_str()];
+    let (processes, workers) = (processes.to_string(), workers.to_string());
+    let mut flags = vec!["--processes", &processes, "--workers", &workers];
     flags.extend_from_slice(FLAGS);
     let mut server = Server::start(&flags);
 

@@ -1,4 +1,4 @@
-//! `GET /api/v1/{views,sources,sinks,jobs,backfills}` and `…/{name}`: what exists and how it runs.
+//! `GET /api/v1/{views,sources,sinks,jobs,backfills,planes}` and `…/{name}`: what exists and how it runs.
 
 use std::collections::BTreeMap;
 
@@ -12,6 +12,7 @@ use super::json;
 use crate::catalog::Kind;
 use crate::coordinator::show::{last_error, state};
 use crate::coordinator::{Coordinator, Entry};
+use crate::metrics::resident_bytes;
 
 /// A list of relations that can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub enum Resource {
     Sinks,
     Jobs,
     Backfills,
+    /// Data planes: processes and workers.
+    Planes,
 }
 
 impl Resource {
@@ -32,6 +35,7 @@ impl Resource {
             Self::Sinks => "sinks",
             Self::Jobs => "jobs",
             Self::Backfills => "backfills",
+            Self::Planes => "planes",
         }
     }
 }
@@ -63,6 +67,7 @@ fn rows(coordinator: &Coordinator, resource: Resource) -> Vec<Value> {
         Resource::Sources => &[Kind::Source],
         Resource::Sinks => &[Kind::Sink],
         Resource::Jobs | Resource::Backfills => &[Kind::MaterializedView, Kind::Sink],
+        Resource::Planes => return vec![plane(coordinator)],
     };
     let mut rows = Vec::new();
     for entry in world.entries.values() {
@@ -82,6 +87,22 @@ fn rows(coordinator: &Coordinator, resource: Resource) -> Vec<Value> {
         }
     }
     rows
+}
+
+/// The one data plane of this server. Its first process is the service itself.
+fn plane(coordinator: &Coordinator) -> Value {
+    let config = coordinator.config();
+    let resident = std::iter::once(resident_bytes()).chain(coordinator.resident_bytes());
+    let processes: Vec<Value> = resident
+        .enumerate()
+        .map(|(process, bytes)| json!({"process": process, "resident_bytes": bytes}))
+        .collect();
+    json!({
+        "name": "default",
+        "state": "running",
+        "workers": config.workers,
+        "processes": processes,
+    })
 }
 
 fn relation(

@@ -25,6 +25,11 @@ fn definition(recipe: &Recipe) -> Definition {
     serde_json::to_vec(recipe).expect("plain values").into()
 }
 
+fn counted_columns() -> SchemaRef {
+    let field = |name| Field::new(name, DataType::Int64, true);
+    Arc::new(Schema::new(vec![field("x"), field("n")]))
+}
+
 /// Rows of `from` counted by their remainder.
 fn counted(id: u64, from: u64, by: i64) -> Item {
     let Item::View(filtered) = divisible(id, from, 1) else {
@@ -37,7 +42,6 @@ fn counted(id: u64, from: u64, by: i64) -> Item {
         input: 0,
         steps: vec![MapStep::Project(vec![modulo], schema())],
     };
-    let field = |name| Field::new(name, DataType::Int64, true);
     nodes.push(Node {
         op: Op::Aggregate {
             input: 1,
@@ -52,7 +56,7 @@ fn counted(id: u64, from: u64, by: i64) -> Item {
             emit: Emit::Changes,
             allowed_lateness_us: 0,
         },
-        schema: Arc::new(Schema::new(vec![field("x"), field("n")])),
+        schema: counted_columns(),
         append_only: false,
     });
     Item::View(ViewItem {
@@ -185,7 +189,8 @@ impl Bed {
         }
         let meta: Arc<dyn Meta> = Arc::clone(&self.meta) as _;
         let config = self.config(workers);
-        let engine = Engine::start_with(config, meta, items, Some(peers)).await;
+        let found = Engine::find(&config, meta.as_ref()).await.expect("found");
+        let engine = Engine::start_with(config, meta, found, items, Some(peers)).await;
         Plane {
             engine: engine.expect("starts"),
             processes: threads,
@@ -281,7 +286,9 @@ fn subscribers_hear_of_the_rows_of_all_processes() {
         plane.create(&bed, &view).await.expect("created");
         bed.available.store(1_000, Ordering::SeqCst);
         bound(engine, 500).await;
-        let mut subscription = engine.subscribe(RelationId(30)).await.expect("subscribes");
+        let columns = counted_columns();
+        let follow = || engine.subscribe(RelationId(30), Arc::clone(&columns));
+        let mut subscription = follow().await.expect("subscribes");
         let mut held: BTreeMap<(i64, i64), i64> = BTreeMap::new();
         let add = |held: &mut BTreeMap<(i64, i64), i64>, batch: &RecordBatch, diffs: &Diffs| {
             let column = |c| {
@@ -315,7 +322,7 @@ fn subscribers_hear_of_the_rows_of_all_processes() {
             }
         }
         // One that leaves is forgotten, one whose relation is dropped hears of it.
-        drop(engine.subscribe(RelationId(30)).await.expect("subscribes"));
+        drop(follow().await.expect("subscribes"));
         engine.drop_items(&[RelationId(30)]).await.expect("drops");
         assert!(subscription.next().await.expect("follows").is_none());
         plane.stop().await;
@@ -465,7 +472,9 @@ fn a_silent_process_is_lost() {
             lost,
         };
         let meta: Arc<dyn Meta> = Arc::clone(&bed.meta) as _;
-        let started = Engine::start_with(bed.config(1), meta, Vec::new(), Some(peers)).await;
+        let config = bed.config(1);
+        let found = Engine::find(&config, meta.as_ref()).await.expect("found");
+        let started = Engine::start_with(config, meta, found, Vec::new(), Some(peers)).await;
         let engine = started.expect("starts");
         let error = told.recv().expect("it is noticed");
         assert!(error.message.contains("process 1"), "{error}");
