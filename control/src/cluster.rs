@@ -92,7 +92,8 @@ pub async fn start(
 fn when_lost(catalog: SqliteCatalog) -> Lost {
     let runtime = tokio::runtime::Handle::current();
     Lost(Arc::new(move |error| {
-        let newest = runtime.block_on(tokio::time::timeout(LOOK, catalog.is_newest()));
+        let look = async { tokio::time::timeout(LOOK, catalog.is_newest()).await };
+        let newest = runtime.block_on(look);
         if matches!(newest, Ok(Ok(false))) {
             crate::cmd::print_error(&crate::error::fenced());
             // SAFETY: as in `end`.

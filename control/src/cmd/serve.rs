@@ -225,8 +225,17 @@ fn spawn(args: &ServeArgs, listener: &TcpListener) -> io::Result<(Child, UnixStr
 }
 
 fn keep_open(fd: RawFd) -> io::Result<()> {
+    descriptor_flags(fd, 0)
+}
+
+/// Children of this process do not inherit the descriptor.
+pub(super) fn close_on_exec(fd: RawFd) -> io::Result<()> {
+    descriptor_flags(fd, libc::FD_CLOEXEC)
+}
+
+fn descriptor_flags(fd: RawFd, flags: libc::c_int) -> io::Result<()> {
     // SAFETY: `fcntl` on a descriptor that is open in this process.
-    let done = unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
+    let done = unsafe { libc::fcntl(fd, libc::F_SETFD, flags) };
     if done == -1 {
         Err(io::Error::last_os_error())
     } else {

@@ -86,6 +86,10 @@ fn start(args: &ChildArgs) -> Result<u8> {
             UnixStream::from_raw_fd(args.parent_fd),
         )
     };
+    // They are the service's alone: a worker process that lives on for a moment must not hold them.
+    for fd in [args.listen_fd, args.parent_fd] {
+        super::serve::close_on_exec(fd)?;
+    }
     die_with(parent.try_clone()?)?;
     let config = Config::load(&args.serve, environment)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
