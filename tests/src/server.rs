@@ -346,8 +346,13 @@ impl Server {
 
     // ---- requests ----
 
-    pub fn get(&self, path: &str) -> Response {
+    /// A connection that the service had accepted when it ended gets no answer.
+    pub fn try_get(&self, path: &str) -> std::io::Result<Response> {
         http::request(&self.address, "GET", path, &[], b"")
+    }
+
+    pub fn get(&self, path: &str) -> Response {
+        self.try_get(path)
             .unwrap_or_else(|e| panic!("GET {path}: {e}\n{}", self.log_tail()))
     }
 
@@ -409,7 +414,9 @@ impl Server {
 
     /// As [`Server::list`]; an `Err` is what a service says that is still starting.
     pub fn try_list(&self, resource: &str) -> Result<Vec<Value>, String> {
-        let answer = self.get(&format!("/api/v1/{resource}"));
+        let answer = self
+            .try_get(&format!("/api/v1/{resource}"))
+            .map_err(|e| e.to_string())?;
         if answer.status != 200 {
             return Err(answer.text());
         }

@@ -945,7 +945,8 @@ fn count_in(row: &str) -> i64 {
 
 /// The number of workers, as the metrics say it.
 fn workers(server: &Server) -> String {
-    let metrics = server.get("/metrics").text();
+    let metrics = server.try_get("/metrics");
+    let metrics = metrics.map_or_else(|e| e.to_string(), |answer| answer.text());
     let line = metrics
         .lines()
         .find_map(|line| line.strip_prefix("millrace_workers "));
