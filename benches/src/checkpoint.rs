@@ -92,6 +92,7 @@ async fn one(args: &Args) -> Result<()> {
         commit_interval: Duration::from_secs(10),
         max_rows_in_flight: 1 << 20,
         waiting: Arc::default(),
+        pager: None,
     };
     let engine = Engine::start(config, Arc::new(NoMeta), Vec::new()).await?;
     let mut planner = Planner::default();

@@ -25,7 +25,7 @@ mod facts;
 pub mod planner;
 mod prepare;
 mod replace;
-mod restore;
+pub(crate) mod restore;
 mod select;
 pub mod show;
 mod world;

@@ -465,7 +465,13 @@ impl Engine {
                 None => error,
             });
         }
-        if let Some(why) = self.inner.config.pager.as_ref().and_then(|pager| pager.trouble()) {
+        if let Some(why) = self
+            .inner
+            .config
+            .pager
+            .as_ref()
+            .and_then(|pager| pager.trouble())
+        {
             return Some(swap_error(why));
         }
         lock(&self.inner.items)

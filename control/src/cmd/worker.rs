@@ -17,6 +17,7 @@ use tracing::info;
 use crate::cluster::{Handover, end, timing};
 use crate::config::{Config, WorkerArgs, environment};
 use crate::coordinator::planner::WorldPlanner;
+use crate::coordinator::restore::{checkpoints, pager};
 use crate::metrics::resident_bytes;
 
 /// Runs until the server says that it is over, or is gone.
@@ -61,6 +62,8 @@ fn start(args: &WorkerArgs) -> Result<()> {
     let setup = Setup {
         joined,
         dir: data_dir.join("engine"),
+        checkpoints: checkpoints(&config)?,
+        pager: pager(&config, &data_dir)?,
         incarnation: identity.incarnation,
         planner: Box::new(planner),
         resident_bytes,

@@ -52,11 +52,7 @@ pub(super) async fn start(
     let engine_config = EngineConfig {
         workers: config.workers,
         dir: data_dir.join("engine"),
-        checkpoints: config
-            .checkpoints
-            .as_deref()
-            .map(CheckpointStore::at)
-            .transpose()?,
+        checkpoints: checkpoints(&config)?,
         incarnation: catalog.incarnation(),
         checkpoint_interval: config.checkpoint_interval,
         commit_interval: config.commit_interval,
@@ -186,8 +182,14 @@ fn query_env(config: &Config, data_dir: &Path) -> Result<Arc<RuntimeEnv>> {
         .map_err(crate::error::from_datafusion)
 }
 
+/// Where checkpoints are kept, if not in the data directory.
+pub(crate) fn checkpoints(config: &Config) -> Result<Option<CheckpointStore>> {
+    let url = config.checkpoints.as_deref();
+    url.map(CheckpointStore::at).transpose()
+}
+
 /// Holds state to its share of the memory that the process may take.
-fn pager(config: &Config, data_dir: &Path) -> Result<Option<Arc<Pager>>> {
+pub(crate) fn pager(config: &Config, data_dir: &Path) -> Result<Option<Arc<Pager>>> {
     let Some(limit) = config.state_memory() else {
         return Ok(None);
     };

@@ -490,9 +490,9 @@ impl Shared {
         counters
             .last_rows
             .fetch_max(flow.last_rows, Ordering::Relaxed);
-        for (worker, stage, operator, rows, bytes) in flow.state {
+        for (worker, stage, operator, size) in flow.state {
             if let Ok(worker) = self.global(worker) {
-                counters.set_state(worker, stage, operator_name(&operator), rows, bytes);
+                counters.set_state(worker, stage, operator_name(&operator), size);
             }
         }
         if let (Some(report), Some((_, status))) = (flow.sink, &known.sink) {

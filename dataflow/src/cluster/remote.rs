@@ -33,6 +33,7 @@ use crate::engine::{Item, SinkItem, ViewItem};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ingest::Signal;
 use crate::plan::RelationId;
+use crate::state::Pager;
 use crate::tick::{Marks, TickInfo};
 use crate::time::Tick;
 use crate::worker::command::{
@@ -54,8 +55,12 @@ pub trait Planner: Send {
 /// What a worker process starts with.
 pub struct Setup {
     pub joined: Joined,
-    /// Holds the checkpoints, as the server's does.
+    /// Holds the checkpoints, as the server's does, if they are not kept elsewhere.
     pub dir: PathBuf,
+    /// Where checkpoints are kept.
+    pub checkpoints: Option<CheckpointStore>,
+    /// The memory that state may take in this process; `None` sets no limit.
+    pub pager: Option<Arc<Pager>>,
     pub incarnation: u64,
     pub planner: Box<dyn Planner>,
     /// Memory of this process.
@@ -157,7 +162,10 @@ pub fn run(setup: Setup, runtime: Handle) -> Result<()> {
     let store = {
         // What is written is awaited on this runtime.
         let _inside = runtime.enter();
-        CheckpointStore::local(setup.dir)?
+        match setup.checkpoints {
+            Some(store) => store,
+            None => CheckpointStore::local(setup.dir)?,
+        }
     };
     runtime.spawn(gather::run(
         store.clone(),
@@ -171,7 +179,7 @@ pub fn run(setup: Setup, runtime: Handle) -> Result<()> {
         sockets: mesh,
     };
     let part_sender = PartSender(part_sender);
-    let started = start(workers, part_sender.clone(), Some(mesh))?;
+    let started = start(workers, part_sender.clone(), setup.pager, Some(mesh))?;
     let signal = Arc::new(Signal::default());
     let queued_bytes = Arc::new(AtomicU64::new(0));
     let reports = Reports::start(report::Watched {

@@ -18,6 +18,7 @@ use crate::plan::RelationId;
 use crate::sink::Committable;
 use crate::tick::TickInfo;
 use crate::time::{Tick, Watermark};
+use crate::worker::command::StateSize;
 
 /// From the server to a worker process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -239,8 +240,8 @@ pub struct FlowReport {
     pub progress: Vec<(usize, usize, Tick)>,
     pub counters: [u64; 7],
     pub last_rows: Tick,
-    /// Worker, stage, operator, rows, bytes.
-    pub state: Vec<(usize, u32, String, u64, u64)>,
+    /// Worker, stage, operator, size.
+    pub state: Vec<(usize, u32, String, StateSize)>,
     pub sink: Option<SinkReport>,
 }
 

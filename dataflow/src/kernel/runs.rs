@@ -171,7 +171,13 @@ impl FrozenRuns {
         Self {
             schema: schema.unwrap_or_else(|| Arc::new(Schema::empty())),
             rows: batches.iter().map(|b| b.num_rows() as u64).sum(),
-            batches: batches.into_iter().map(Arc::new).collect(),
+            batches: {
+                let account = Account::open();
+                let batches = batches.into_iter();
+                batches
+                    .map(|batch| HeldBatch::new(batch, &account))
+                    .collect()
+            },
         }
     }
     pub fn schema(&self) -> &SchemaRef {

@@ -284,7 +284,8 @@ pub(crate) mod testing {
 
     pub(crate) fn enter(budget: Option<u64>) -> Entered {
         let dir = tempfile::tempdir().expect("there is room");
-        let pager = budget.map(|limit| Pager::new(dir.path(), limit).expect("the directory is there"));
+        let pager =
+            budget.map(|limit| Pager::new(dir.path(), limit).expect("the directory is there"));
         Pager::enter(pager.clone());
         Entered(pager, dir)
     }

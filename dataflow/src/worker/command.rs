@@ -167,7 +167,7 @@ pub struct Counters {
 }
 
 /// How much state there is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct StateSize {
     pub rows: u64,
     /// In memory.

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::ingest::{Signal, lock};
 use crate::plan::RelationId;
 use crate::time::Tick;
-use crate::worker::command::Progress;
+use crate::worker::command::{Progress, StateSize};
 
 /// What happens within this time goes in one report.
 const BATCH: Duration = Duration::from_millis(1);
@@ -44,7 +44,7 @@ struct Said {
     counters: [u64; 7],
     last_rows: Tick,
     /// Rows and bytes by worker and stage.
-    state: BTreeMap<(usize, u32), (u64, u64)>,
+    state: BTreeMap<(usize, u32), StateSize>,
     sink: SinkReport,
 }
 
@@ -176,10 +176,10 @@ impl Flow {
         }
         let last_rows = counters.last_rows.load(Ordering::Relaxed);
         let mut state = Vec::new();
-        for ((worker, stage), (operator, rows, bytes)) in lock(&counters.state).iter() {
-            if said.state.insert((*worker, *stage), (*rows, *bytes)) != Some((*rows, *bytes)) {
+        for ((worker, stage), (operator, size)) in lock(&counters.state).iter() {
+            if said.state.insert((*worker, *stage), *size) != Some(*size) {
                 let worker = worker - own.start;
-                state.push((worker, *stage, (*operator).to_string(), *rows, *bytes));
+                state.push((worker, *stage, (*operator).to_string(), *size));
             }
         }
         let sink = self.sink.as_ref().and_then(|status| said.sink(status));

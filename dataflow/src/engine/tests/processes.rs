@@ -165,6 +165,8 @@ impl Bed {
                 let setup = Setup {
                     joined: join(address, &identity, process, Timing::default())?,
                     dir,
+                    checkpoints: None,
+                    pager: None,
                     incarnation: identity.incarnation,
                     planner: Box::new(Recipes {
                         destination: Arc::default(),
@@ -203,7 +205,7 @@ impl Bed {
 async fn counts(engine: &Engine, id: u64) -> Vec<(i64, i64)> {
     let read = engine.read(&[RelationId(id)]).await.expect("reads");
     let mut all = Vec::new();
-    for batch in &read.relations[&RelationId(id)] {
+    for batch in &read.batches(RelationId(id)).expect("decodes") {
         let column = |c| {
             batch
                 .column(c)
@@ -459,7 +461,7 @@ fn a_silent_process_is_lost() {
             };
             let (parts, _) = tokio::sync::mpsc::unbounded_channel();
             // Its workers run, but it says nothing.
-            let _workers = crate::worker::start::start(1, PartSender(parts), Some(mesh));
+            let _workers = crate::worker::start::start(1, PartSender(parts), None, Some(mesh));
             let _ = silent.recv();
             drop(joined.control);
         });
