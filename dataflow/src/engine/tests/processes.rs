@@ -267,7 +267,7 @@ fn answers_of_several_processes_are_those_of_one() {
             let of_view = |id| status.iter().find(|s| s.id == RelationId(id));
             let view = of_view(30).expect("it runs");
             assert_eq!(view.rows_in, 10_000, "{of}");
-            assert!(view.operators.iter().all(|o| o.1 == 97), "{view:?}");
+            assert!(view.operators.iter().all(|o| o.1.rows == 97), "{view:?}");
             assert_eq!(engine.resident_bytes().len(), processes - 1);
             engine.drop_items(&[RelationId(70)]).await.expect("drops");
             let gone = engine.read(&[RelationId(70)]).await.expect_err("gone");
