@@ -93,6 +93,8 @@ async fn one(args: &Args) -> Result<()> {
         max_rows_in_flight: 1 << 20,
         waiting: Arc::default(),
         pager: None,
+        paused: Default::default(),
+        failed: Default::default(),
     };
     let engine = Engine::start(config, Arc::new(NoMeta), Vec::new()).await?;
     let mut planner = Planner::default();

@@ -148,6 +148,8 @@ pub struct Config {
     pub flags: Vec<OsString>,
     pub checkpoint_interval: Duration,
     pub commit_interval: Duration,
+    /// What flags or the environment said of these two, if they did.
+    pub interval_flags: [Option<Duration>; 2],
     pub max_rows_in_flight: u64,
     pub max_body: usize,
     /// `None`: no limit.
@@ -172,6 +174,7 @@ impl Default for Config {
             flags: Vec::new(),
             checkpoint_interval: Duration::from_secs(10),
             commit_interval: Duration::from_secs(10),
+            interval_flags: [None; 2],
             max_rows_in_flight: 2_000_000,
             max_body: 16 << 20,
             memory: None,
@@ -244,9 +247,11 @@ impl Config {
         }
         if let Some(text) = pick(&args.checkpoint_interval, "MILLRACE_CHECKPOINT_INTERVAL") {
             config.checkpoint_interval = parse_duration("checkpoint-interval", &text)?;
+            config.interval_flags[0] = Some(config.checkpoint_interval);
         }
         if let Some(text) = pick(&args.commit_interval, "MILLRACE_COMMIT_INTERVAL") {
             config.commit_interval = parse_duration("commit-interval", &text)?;
+            config.interval_flags[1] = Some(config.commit_interval);
         }
         if let Some(text) = pick(&args.max_rows_in_flight, "MILLRACE_MAX_ROWS_IN_FLIGHT") {
             config.max_rows_in_flight = parse_number("max-rows-in-flight", &text)?;

@@ -16,6 +16,7 @@
 //!                                        (prepare.rs)       (create.rs, drop.rs)
 //! ```
 
+mod alter;
 mod backfill;
 mod busy;
 mod create;
@@ -30,6 +31,7 @@ mod select;
 pub mod show;
 mod world;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -41,6 +43,7 @@ use millrace_dataflow::engine::shared::{EngineStats, Status};
 use millrace_dataflow::engine::subscribe::Subscription;
 use millrace_dataflow::engine::{Engine, Waiting};
 use millrace_dataflow::error::{Error, Result};
+use millrace_dataflow::plan::RelationId;
 use millrace_dataflow::state::PagerStats;
 use millrace_sql::bind::{Bound, bind};
 use millrace_sql::guard::Policy;
@@ -73,6 +76,8 @@ struct Inner {
     /// The service ends: what is half-way is left to the next start.
     stopping: AtomicBool,
     policy: Policy,
+    /// Sinks that are paused.
+    paused: std::sync::Mutex<BTreeSet<RelationId>>,
     /// Memory and scratch files of all queries together.
     query_env: Arc<RuntimeEnv>,
     /// Threads of the service itself; see the module.
@@ -117,7 +122,11 @@ impl Coordinator {
         if let Some(answer) = create::exists_already(&self.world(), creates.as_ref())? {
             return Ok(answer);
         }
-        let changes = creates.is_some() || matches!(parsed.statement, Statement::Drop(_));
+        let changes = creates.is_some()
+            || matches!(
+                parsed.statement,
+                Statement::Drop(_) | Statement::Alter(_) | Statement::SetSystem(_)
+            );
         let gone = match &parsed.statement {
             Statement::Drop(drop) => self.cancel_for_drop(&self.world(), drop).await,
             _ => Vec::new(),
@@ -180,6 +189,14 @@ impl Coordinator {
         let me = self.clone();
         let world = Arc::clone(world);
         let work = match bound {
+            Bound::Alter(statement) => self
+                .0
+                .service
+                .spawn(async move { (lock, me.alter(&world, statement).await).1 }),
+            Bound::SetSystem(options) => self
+                .0
+                .service
+                .spawn(async move { (lock, me.set_system(&options).await).1 }),
             Bound::Drop(statement) => self
                 .0
                 .service

@@ -19,6 +19,7 @@ pub mod cmd;
 pub mod config;
 pub mod coordinator;
 pub mod error;
+pub mod failures;
 pub mod metrics;
 pub mod query;
 pub mod server;

@@ -437,6 +437,8 @@ mod tests {
             name: "bids".to_string(),
             kind: "source",
             state: "finished",
+            held_since: None,
+            commit_interval_ms: None,
             frontier: 5,
             watermark: Some(i64::MAX),
             lag_ms: 0,

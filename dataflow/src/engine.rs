@@ -8,6 +8,7 @@
 //!   contains it; before that nothing of it is shown and no sink of it commits.
 //! * [`Engine::read`] gives the contents of several relations at one tick, which is durable.
 
+pub mod alter;
 pub mod backfill;
 mod hydrate;
 mod install;
@@ -19,7 +20,7 @@ pub mod start;
 mod status;
 pub mod subscribe;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -93,6 +94,18 @@ pub struct EngineConfig {
     pub waiting: Waiting,
     /// The memory that state may take; `None` sets no limit.
     pub pager: Option<Arc<Pager>>,
+    /// Sinks that do not commit.
+    pub paused: BTreeSet<RelationId>,
+    /// What fails again and again: see [`alter`].
+    pub failed: BTreeMap<RelationId, Failing>,
+}
+
+/// A relation that is not to be run as it was.
+#[derive(Debug, Clone)]
+pub struct Failing {
+    /// Held from this tick on; `None`: it fails before it has a place among the ticks, and is not started.
+    pub at: Option<Tick>,
+    pub error: Error,
 }
 
 impl EngineConfig {
@@ -254,6 +267,8 @@ struct Inner {
     checkpointing: AsyncMutex<()>,
     creating: AsyncMutex<()>,
     last_checkpoint_tick: AtomicU64,
+    /// What is held because it fails, and why.
+    failed: Mutex<BTreeMap<RelationId, Error>>,
     stopped: watch::Sender<bool>,
     /// Joined when the engine stops.
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
@@ -409,6 +424,13 @@ impl Engine {
             let items = lock(&self.inner.items);
             let offers = lock(&self.inner.offers);
             for id in ids {
+                if let Some(Running::Failed { name, error, .. }) = items.get(id) {
+                    return Err(Error::unavailable(format!(
+                        "\"{name}\" has failed and does not run"
+                    ))
+                    .code("55000")
+                    .detail(error.message.clone()));
+                }
                 if !offers.contains_key(id) {
                     return Err(
                         Error::new(ErrorKind::NotFound, "the relation does not run").code("42P01")
@@ -532,6 +554,7 @@ impl Engine {
         self.inner
             .last_checkpoint_tick
             .store(finished.tick, Ordering::Relaxed);
+        crate::blame::checkpointed(finished.tick);
         // Replay needs only what lies above the checkpoint before this one.
         self.ask(Request::RollRemap {
             oldest: finished.oldest,
@@ -576,6 +599,7 @@ impl Engine {
         for running in lock(&self.inner.items).values() {
             if let Running::Sink { item, status, .. } = running
                 && !status.failed.load(Ordering::Relaxed)
+                && !status.paused.load(Ordering::Relaxed)
             {
                 waits.push((item.id, Arc::clone(status)));
             }

@@ -29,7 +29,7 @@ pub fn random_id() -> uuid::Uuid {
 /// Exists in builds with debug assertions only. `MILLRACE_FAILPOINTS` holds entries
 /// `name=action[:n]` separated by `;`: the `n`-th hit (from 1, default 1) of `name` performs
 /// `action`: `kill` (SIGKILL to this process), `error` (the function returns true and the caller
-/// fails as if the outside had), `delay<ms>`.
+/// fails as if the outside had), `panic`, `delay<ms>`.
 #[cfg(debug_assertions)]
 pub fn failpoint(name: &str) -> bool {
     use std::collections::HashMap;
@@ -81,6 +81,7 @@ pub fn failpoint(name: &str) -> bool {
             }
         }
         "error" => true,
+        "panic" => panic!("failpoint {name}"),
         other => {
             if let Some(ms) = other.strip_prefix("delay").and_then(|ms| ms.parse().ok()) {
                 std::thread::sleep(std::time::Duration::from_millis(ms));

@@ -12,6 +12,7 @@
 mod watermark;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -34,6 +35,8 @@ use watermark::BatchWatermark;
 /// Rows and bytes that wait per source before its readers block.
 pub const QUEUE_ROWS: usize = 512 * 1024;
 pub const QUEUE_BYTES: usize = 64 << 20;
+/// Threads whose names begin so survive a panic.
+pub const READER_THREAD: &str = "read-";
 /// How long a reader may block in one poll.
 const POLL_WAIT: Duration = Duration::from_millis(500);
 
@@ -308,8 +311,13 @@ impl Ingest {
             let preparer = make_preparer()?;
             let shared = Arc::clone(&shared);
             std::thread::Builder::new()
-                .name(format!("read-{name}-{index}"))
-                .spawn(move || shared.run(index, reader, preparer))
+                .name(format!("{READER_THREAD}{name}-{index}"))
+                .spawn(move || {
+                    let work = || shared.run(index, reader, preparer);
+                    if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+                        shared.fail(panic.as_ref());
+                    }
+                })
                 .map_err(|e| Error::unavailable(e.to_string()))?;
         }
         Ok(Self { shared })
@@ -397,6 +405,18 @@ impl Shared {
             }
         }
         lock(&self.pending).running -= 1;
+        self.signal.raise();
+    }
+
+    /// A reader that panics stops its source alone: nothing of what it was about to give is bound.
+    fn fail(&self, panic: &(dyn std::any::Any + Send)) {
+        let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        let mut pending = lock(&self.pending);
+        let error = Error::internal("a reader failed").detail(text.unwrap_or_default());
+        pending.failed.get_or_insert(error);
+        pending.running -= 1;
+        drop(pending);
         self.signal.raise();
     }
 

@@ -13,6 +13,7 @@
 
 pub(crate) mod accumulator;
 pub mod aggregate;
+pub mod backlog;
 pub mod contents;
 pub mod join;
 pub mod map;

@@ -13,6 +13,7 @@
 //! 4. Contents are read at a tick; a sink hands closed files to its committer at a tick.
 //! 5. A checkpoint freezes all keyed state at one tick; a restart begins there.
 
+pub mod blame;
 pub mod checkpoint;
 pub mod cluster;
 pub mod delta;

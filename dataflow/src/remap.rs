@@ -31,6 +31,7 @@ use std::collections::BTreeMap;
 pub use files::RemapLog;
 
 use crate::plan::RelationId;
+use crate::tick::Hold;
 use crate::time::{Tick, Watermark};
 
 /// What one source contributed to a tick.
@@ -61,6 +62,9 @@ pub struct Binding {
     pub incarnation: u64,
     /// Sources that moved in this tick.
     pub sources: BTreeMap<RelationId, SourceBinding>,
+    /// Relations that are held in this tick.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub held: BTreeMap<RelationId, Hold>,
 }
 
 /// The first record of a segment: an incarnation and the last tick it found of those before it.

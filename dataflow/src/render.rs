@@ -5,6 +5,7 @@
 //! rows end in [`Served`] stages: contents and tap.
 
 pub mod check;
+mod gate;
 pub mod nodes;
 pub mod sink;
 
@@ -18,9 +19,11 @@ use timely::dataflow::operators::core::Concatenate;
 use timely::dataflow::{Scope, Stream};
 use timely::worker::Worker;
 
+use crate::blame;
 use crate::checkpoint::{PartSender, RestoredDataflow, RestoredStage, StageId};
 use crate::delta::Delta;
 use crate::delta::exchange::Route;
+use crate::env;
 use crate::kernel::{errors_schema, nullable};
 use crate::key::Share;
 use crate::operator::import::import;
@@ -118,6 +121,7 @@ pub fn install(
     parts: PartSender,
 ) -> Installed {
     let (index, workers) = (worker.index(), worker.peers());
+    let _blame = blame::enter(install.relation(), 0);
     worker.dataflow_named(&install.name, |scope| {
         let context = StageContext {
             relation: install.id,
@@ -139,7 +143,7 @@ pub fn install(
         let mut queues = BTreeMap::new();
         let mut inputs = BTreeMap::new();
         let wanted = wanted_columns(&install.body, install);
-        for (relation, columns) in wanted {
+        for (number, (relation, columns)) in wanted.into_iter().enumerate() {
             let fields = columns
                 .iter()
                 .map(|c| install.inputs[&relation].schema.field(*c).clone());
@@ -149,9 +153,11 @@ pub fn install(
                 scope,
                 "Import",
                 Rc::clone(&queue),
-                schema,
+                Arc::clone(&schema),
                 Arc::clone(&install.progress),
             );
+            let sources = install.inputs[&relation].sources.clone();
+            let stream = gate::gate(&mut build, number, stream, &schema, sources);
             queues.insert(relation, queue);
             inputs.insert(relation, (stream, columns.into_iter().collect::<Vec<_>>()));
         }
@@ -322,6 +328,7 @@ fn serve<'s>(
         stage: id.0,
         served: Rc::clone(&served),
         progress: Arc::clone(&build.install.progress),
+        failpoint: format!("view.{}", build.install.name),
     };
     let route = (!append_only).then_some(Route::Row);
     build.stage(
@@ -343,6 +350,8 @@ struct ServeLogic {
     stage: u32,
     served: SharedServed,
     progress: Arc<Progress>,
+    /// Hit by each tick with rows.
+    failpoint: String,
 }
 
 impl Logic for ServeLogic {
@@ -350,6 +359,9 @@ impl Logic for ServeLogic {
         let deltas = inputs.pop().expect("one input");
         let mut served = self.served.borrow_mut();
         if !deltas.is_empty() {
+            if self.port == 0 {
+                env::failpoint(&self.failpoint);
+            }
             let rows = deltas.iter().map(Delta::len).sum();
             let counters = &self.progress.counters;
             match self.port {

@@ -5,6 +5,8 @@
 //! * The minter sends each tick to every worker once, in order, with the same [`TickInfo`].
 //! * An operator decides what a tick means (lateness, closing, freezing) by its `TickInfo` alone, so
 //!   replaying the same bindings decides the same.
+//! * While a relation is *held* (paused, or failed), its changes wait in front of it, and the watermarks of
+//!   its sources stand still for it and for what reads it: what waits is not late when it comes.
 //! * *Private ticks* (small numbers, below the tick at which a dataflow is attached) carry history and
 //!   have no `TickInfo`: no watermark applies to them.
 
@@ -27,6 +29,33 @@ pub struct TickInfo {
     /// Of all started sources, as of this tick (its own rows included).
     pub watermarks: BTreeMap<RelationId, Watermark>,
     pub marks: Marks,
+    /// Relations whose changes wait in front of them in this tick.
+    pub held: Arc<BTreeMap<RelationId, Hold>>,
+}
+
+/// Since when a relation is held, and why. Part of bindings and manifests.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Hold {
+    /// The first tick whose changes wait.
+    pub since: Tick,
+    /// Watermarks of all sources as of the tick before.
+    pub watermarks: BTreeMap<RelationId, Watermark>,
+    /// It failed again and again; otherwise somebody has asked for a pause.
+    #[serde(default)]
+    pub failed: bool,
+}
+
+/// Set in the ids of [`hold_of`].
+const HOLD: u64 = 1 << 63;
+
+/// Stands for the hold of a relation among the sources whose watermarks count for an operator.
+pub fn hold_of(relation: RelationId) -> RelationId {
+    RelationId(relation.0 | HOLD)
+}
+
+/// The relation whose hold this stands for, if it does.
+pub fn held_relation(source: RelationId) -> Option<RelationId> {
+    (source.0 & HOLD != 0).then_some(RelationId(source.0 & !HOLD))
 }
 
 /// What operators do once they have applied a tick.
@@ -57,12 +86,29 @@ pub type ReadAnswer = (Tick, RelationId, FrozenContents);
 
 impl TickInfo {
     /// Minimum over `sources`; nothing is claimed while one of them has claimed nothing.
+    /// As it was before each hold that counts for them.
     pub fn watermark(&self, sources: &[RelationId]) -> Watermark {
+        let least = |watermarks: &BTreeMap<RelationId, Watermark>| {
+            sources
+                .iter()
+                .filter(|s| s.0 & HOLD == 0)
+                .map(|s| watermarks.get(s).copied().unwrap_or(NO_WATERMARK))
+                .min()
+                .unwrap_or(crate::time::END_OF_TIME)
+        };
+        let now = least(&self.watermarks);
+        if self.held.is_empty() {
+            return now;
+        }
         sources
             .iter()
-            .map(|s| self.watermarks.get(s).copied().unwrap_or(NO_WATERMARK))
-            .min()
-            .unwrap_or(crate::time::END_OF_TIME)
+            .filter_map(|s| self.held.get(&held_relation(*s)?))
+            .map(|hold| least(&hold.watermarks))
+            .fold(now, Watermark::min)
+    }
+    /// Whether changes wait in front of this relation.
+    pub fn holds(&self, relation: RelationId) -> bool {
+        self.held.contains_key(&relation)
     }
 }
 
@@ -126,5 +172,22 @@ mod tests {
         info.watermarks.insert(b, 4);
         assert_eq!(info.watermark(&[a, b]), 4);
         assert_eq!(info.watermark(&[]), crate::time::END_OF_TIME);
+    }
+
+    #[test]
+    fn a_hold_keeps_the_watermark_of_those_behind_it() {
+        let (source, view) = (RelationId(1), RelationId(2));
+        let mut info = TickInfo::default();
+        info.watermarks.insert(source, 10);
+        let behind = [source, hold_of(view)];
+        assert_eq!(info.watermark(&behind), 10, "nothing is held");
+        let hold = Hold {
+            since: 3,
+            watermarks: BTreeMap::from([(source, 4)]),
+            failed: false,
+        };
+        info.held = Arc::new(BTreeMap::from([(view, hold)]));
+        assert_eq!(info.watermark(&behind), 4);
+        assert_eq!(info.watermark(&[source]), 10, "others go on");
     }
 }

@@ -29,7 +29,7 @@ use crate::catalog::{CatalogPicture, CatalogSource, Context, Found, LakeName, Sc
 use crate::error::{Place, WRONG_OBJECT, carry, planning};
 use crate::optimize::analyze;
 use crate::parse::{
-    Drop, ExplainTarget, ObjectKind, Options, Parsed, Show, SinkTarget, Statement, parse_one,
+    Alter, Drop, ExplainTarget, ObjectKind, Options, Parsed, Show, SinkTarget, Statement, parse_one,
 };
 use crate::purify::Purified;
 use crate::stack::on_big_stack;
@@ -58,6 +58,9 @@ pub enum Bound {
     CancelBackfill(String),
     /// `ALTER DATA PLANE … SET PROCESSES n`.
     SetProcesses(usize),
+    /// `ALTER SYSTEM SET (…)`.
+    SetSystem(Options),
+    Alter(Alter),
     Subscribe(SubscribeDef),
     Query(BoundQuery),
 }
@@ -246,6 +249,8 @@ fn bind_statement(
         Statement::SetWorkers(workers) => Bound::SetWorkers(workers),
         Statement::CancelBackfill { name } => Bound::CancelBackfill(name),
         Statement::SetProcesses(processes) => Bound::SetProcesses(processes),
+        Statement::SetSystem(options) => Bound::SetSystem(options),
+        Statement::Alter(alter) => Bound::Alter(alter),
         Statement::Subscribe { name } => Bound::Subscribe(subscribe(&context, name)?),
         Statement::Explain(explain) => {
             let query = match explain.target {

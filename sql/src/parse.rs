@@ -29,6 +29,7 @@ use crate::catalog::LakeName;
 use crate::error::{nearest, syntax};
 use crate::stack::on_big_stack;
 
+pub use alter::with_options;
 pub(crate) use cursor::{Cursor, Lines, fold, fold_idents, fold_name, tokenize};
 pub(crate) use show::write_options;
 
@@ -82,6 +83,9 @@ pub enum Statement {
     },
     /// `ALTER DATA PLANE [name] SET PROCESSES n`.
     SetProcesses(usize),
+    /// `ALTER SYSTEM SET (…)`, `ALTER DATA PLANE [name] SET (…)`.
+    SetSystem(Options),
+    Alter(Alter),
     /// `SUBSCRIBE [TO] name`: contents, then changes.
     Subscribe {
         name: String,
@@ -188,6 +192,23 @@ pub struct Drop {
     /// Names as stored in the catalog; for `ObjectKind::Table`, `lake.ns.t`.
     pub names: Vec<String>,
     pub cascade: bool,
+}
+
+/// `ALTER SINK | MATERIALIZED VIEW name …`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alter {
+    pub kind: ObjectKind,
+    /// As stored in the catalog.
+    pub name: String,
+    pub action: AlterAction,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AlterAction {
+    Pause,
+    /// Also `RETRY`.
+    Resume,
+    Set(Options),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,6 +15,8 @@ use millrace_tests::server::{Fed, Server};
 use millrace_tests::wait;
 use serde_json::{Value, json};
 
+#[path = "http/alter.rs"]
+mod alter;
 #[path = "http/processes.rs"]
 mod processes;
 #[path = "http/storage.rs"]

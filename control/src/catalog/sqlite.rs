@@ -187,6 +187,18 @@ impl SqliteCatalog {
         tx.commit().await.map_err(failed)
     }
 
+    /// Stores another text of an object.
+    pub async fn set_text(&self, id: RelationId, text: &str) -> Result<()> {
+        let mut tx = self.begin().await?;
+        sqlx::query("UPDATE millrace_objects SET text = ? WHERE id = ?")
+            .bind(text)
+            .bind(id.0 as i64)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        tx.commit().await.map_err(failed)
+    }
+
     /// Removes objects, all or none.
     pub async fn remove(&self, ids: &[RelationId]) -> Result<()> {
         let mut tx = self.begin().await?;

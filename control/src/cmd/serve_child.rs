@@ -9,11 +9,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use millrace_dataflow::error::{Error, ErrorKind, Result};
+use millrace_dataflow::ingest::READER_THREAD;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use super::serve::{EXIT_AGAIN, EXIT_CONFIG, EXIT_FENCED};
 use crate::config::{ChildArgs, Config, environment};
+use crate::failures;
 use crate::server::{QUERY_THREADS, Server};
 
 /// Where `sql` plans deep statements; the statement that asked gets the panic.
@@ -54,8 +56,10 @@ fn exit_code(problem: &Error) -> u8 {
 }
 
 /// A panic of the engine is a bug; going on could answer wrongly. Statements are planned and run on
-/// threads of their own, where a panic is caught and costs that statement only. Threads that exchange rows
-/// with other processes panic when a connection ends: no bug, but the end all the same.
+/// A panic of the engine is a bug; going on could answer wrongly. Statements are planned and run on
+/// threads of their own, where a panic is caught and costs that statement only; a reader's costs its source.
+/// Threads that exchange rows with other processes panic when a connection ends: no bug, but the end all
+/// the same.
 pub(super) fn abort_on_panic() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -69,8 +73,13 @@ pub(super) fn abort_on_panic() {
             unsafe { libc::_exit(1) }
         }
         print(info);
-        let caught = |name: &str| name.starts_with(QUERY_THREADS) || name == PLANNING_THREAD;
+        let caught = |name: &str| {
+            name.starts_with(QUERY_THREADS)
+                || name.starts_with(READER_THREAD)
+                || name == PLANNING_THREAD
+        };
         if !thread.name().is_some_and(caught) {
+            failures::note(info);
             error!(target: "millrace", thread = thread.name().unwrap_or("?"), "a bug stops the service");
             std::process::abort();
         }
@@ -92,6 +101,7 @@ fn start(args: &ChildArgs) -> Result<u8> {
     }
     die_with(parent.try_clone()?)?;
     let config = Config::load(&args.serve, environment)?;
+    failures::keep(&std::path::absolute(&config.data_dir)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.workers.max(2))
         .thread_name("millrace-service")

@@ -18,6 +18,7 @@ use crate::cluster::{Handover, end, timing};
 use crate::config::{Config, WorkerArgs, environment};
 use crate::coordinator::planner::WorldPlanner;
 use crate::coordinator::restore::{checkpoints, pager};
+use crate::failures;
 use crate::metrics::resident_bytes;
 
 /// Runs until the server says that it is over, or is gone.
@@ -49,12 +50,14 @@ fn ignore_signals() {
 fn start(args: &WorkerArgs) -> Result<()> {
     let identity = handed_over()?;
     let config = Config::load(&args.serve, environment)?;
+    let data_dir = std::path::absolute(&config.data_dir)?;
+    failures::keep(&data_dir);
+    failures::set_incarnation(identity.incarnation);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("millrace-worker")
         .enable_all()
         .build()?;
-    let data_dir = std::path::absolute(&config.data_dir)?;
     let planner = runtime.block_on(WorldPlanner::open(&data_dir))?;
     // From here on silence would be taken for death.
     let joined = join(args.server, &identity, args.process, timing(&config))?;

@@ -86,6 +86,7 @@ impl Coordinator {
         if !parts.is_empty() {
             self.0.engine.drop_items(&parts).await?;
         }
+        self.forget_paused(&parts).await?;
         for entry in &entries {
             let object = &entry.object;
             info!(target: "millrace", name = object.name, kind = object.kind.as_str(), "dropped");

@@ -45,7 +45,7 @@ fn engine_options(options: &Options) -> Result<(Options, Duration)> {
 }
 
 /// A duration among the options of a statement.
-fn duration_option(name: &str, text: &str) -> Result<Duration> {
+pub(super) fn duration_option(name: &str, text: &str) -> Result<Duration> {
     let range = Duration::from_millis(10)..=Duration::from_secs(86_400);
     parse_duration(name, text)
         .ok()
@@ -108,6 +108,11 @@ impl Outside {
         let table = table_name(name)?;
         let sink = IcebergSink::create(Arc::clone(&self.lake), &table, id, schema, options).await?;
         Ok((sink, interval))
+    }
+
+    /// How often a sink into the lake with these options commits.
+    pub(super) fn commit_interval(&self, options: &Options) -> Result<Option<Duration>> {
+        Ok(IcebergOptions::parse(options)?.commit_interval)
     }
 
     /// The sink that counts and drops.

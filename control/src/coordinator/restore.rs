@@ -27,10 +27,11 @@ use tracing::{info, warn};
 
 use super::facts::Outside;
 use super::world::{Detail, Entry, Made, World, in_order};
-use super::{Coordinator, Inner, PROCESSES, WORKERS, WorkersSetting, prepare};
+use super::{Coordinator, Inner, PROCESSES, WORKERS, WorkersSetting, alter, prepare};
 use crate::catalog::{Object, SqliteCatalog};
 use crate::cluster;
 use crate::config::Config;
+use crate::failures;
 
 /// Plans everything again, restores and starts the engine.
 pub(super) async fn start(
@@ -44,11 +45,14 @@ pub(super) async fn start(
     {
         config.workers = setting.workers;
     }
+    alter::restore_intervals(&mut config, &catalog).await?;
+    let paused = alter::restore_paused(&catalog).await?;
     let data_dir = std::path::absolute(&config.data_dir)?;
     let pool = millrace_lake::catalog::sql::open_pool(&data_dir.join("metadata.db")).await?;
     let lake = SqlCatalog::open(pool, data_dir.join("warehouse")).await?;
     let outside = Outside { lake };
     let policy = Policy;
+    failures::set_incarnation(catalog.incarnation());
     let engine_config = EngineConfig {
         workers: config.workers,
         dir: data_dir.join("engine"),
@@ -59,6 +63,8 @@ pub(super) async fn start(
         max_rows_in_flight: config.max_rows_in_flight,
         waiting,
         pager: pager(&config, &data_dir)?,
+        paused: paused.clone(),
+        failed: failures::failing(&data_dir)?,
     };
     let found = Engine::find(&engine_config, &catalog).await?;
     settle_replacements(&catalog, &found).await?;
@@ -107,6 +113,7 @@ pub(super) async fn start(
         busy: Arc::default(),
         stopping: AtomicBool::new(false),
         policy,
+        paused: std::sync::Mutex::new(paused),
         query_env,
         service: tokio::runtime::Handle::current(),
         restart: tokio::sync::Notify::new(),

@@ -104,6 +104,7 @@ impl Coordinator {
     ) -> Result<(Option<u64>, Vec<Notice>)> {
         let mut ids = BTreeSet::new();
         let mut errors = BTreeMap::new();
+        let mut upstreams = BTreeSet::new();
         for relation in relations {
             if let RelationRef::Engine {
                 id,
@@ -116,6 +117,7 @@ impl Coordinator {
                 // System relations are read for themselves; errors behind a view concern its rows.
                 if base_name(name) == name {
                     for upstream in world.upstream(name) {
+                        upstreams.insert(upstream.clone());
                         if let Some(id) = world.entries.get(&upstream).and_then(|e| e.object.errors)
                         {
                             errors.insert(id, upstream);
@@ -142,7 +144,7 @@ impl Coordinator {
                 providers.insert(name.clone(), Arc::new(table));
             }
         }
-        let mut notices = Vec::new();
+        let mut notices = self.held(world, &upstreams);
         for (id, view) in errors {
             let rows = read.rows(id);
             if rows > 0 {
@@ -154,6 +156,28 @@ impl Coordinator {
             }
         }
         Ok((Some(read.tick), notices))
+    }
+}
+
+impl Coordinator {
+    /// Says which of these views stand still.
+    fn held(&self, world: &World, names: &BTreeSet<String>) -> Vec<Notice> {
+        let held = self.0.engine.held();
+        let notice = |name: &String| {
+            let hold = held.get(&world.entries.get(name)?.object.id)?;
+            let (word, cause) = match hold.failed {
+                true => ("has failed", "SHOW VIEWS says why"),
+                false => ("is paused", "it catches up once it is resumed"),
+            };
+            let notice = Notice::warning(format!(
+                "view \"{name}\" {word}: it stands as of the tick before {}",
+                hold.since
+            ));
+            Some(notice.hint(format!(
+                "{cause}; ALTER MATERIALIZED VIEW {name} RESUME lets it go on"
+            )))
+        };
+        names.iter().filter_map(notice).collect()
     }
 }
 

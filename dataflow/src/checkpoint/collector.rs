@@ -17,6 +17,7 @@ use crate::engine::Meta;
 use crate::env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::RelationId;
+use crate::tick::Hold;
 use crate::time::Tick;
 
 /// What the minter knows when it marks a checkpoint.
@@ -26,6 +27,7 @@ pub struct Begin {
     pub tick: Tick,
     pub sources: BTreeMap<RelationId, SourceState>,
     pub views: BTreeMap<RelationId, u64>,
+    pub held: BTreeMap<RelationId, Hold>,
     /// Sinks whose state is expected.
     pub sinks: Vec<RelationId>,
     /// Dataflows that still read history: what they send is not waited for and not kept.
@@ -176,7 +178,11 @@ impl Collector {
         env::failpoint("ckpt.begin");
         // A plan that was replaced at this very tick still froze its state; it is waited for, because its
         // last contents are part of what the new plan handed on.
-        let kept = |id| begin.views.contains_key(&id) || begin.sources.contains_key(&id);
+        let kept = |id| {
+            begin.views.contains_key(&id)
+                || begin.sources.contains_key(&id)
+                || begin.sinks.contains(&id)
+        };
         let mut parts = gathered.parts;
         parts.retain(|p| kept(p.relation));
         let workers = 0..self.workers;
@@ -199,6 +205,7 @@ impl Collector {
             sources: begin.sources.clone(),
             views: begin.views.clone(),
             sinks: assembly.sinks,
+            held: begin.held.clone(),
             objects: written.objects,
             stages: written.stages,
         };
@@ -218,7 +225,7 @@ impl Collector {
         self.latest = Some(begin.id);
         self.held = held;
         for link in &self.links {
-            link.durable(begin.id);
+            link.durable(begin.id, begin.tick);
         }
         self.kept.insert(0, Kept::of(&manifest));
         self.kept.truncate(2);

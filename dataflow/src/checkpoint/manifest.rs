@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::plan::RelationId;
 use crate::sink::Committable;
+use crate::tick::Hold;
 use crate::time::{Tick, Watermark};
 
 use super::StageId;
@@ -91,6 +92,9 @@ pub struct CheckpointManifest {
     /// Attached views and their plan fingerprints.
     pub views: BTreeMap<RelationId, u64>,
     pub sinks: BTreeMap<RelationId, SinkState>,
+    /// Relations in front of which changes wait, see [`crate::tick::Hold`].
+    #[serde(default)]
+    pub held: BTreeMap<RelationId, Hold>,
     /// All objects that chunks lie in, of this checkpoint and of earlier ones.
     pub objects: Vec<ObjectEntry>,
     pub stages: Vec<StageEntry>,

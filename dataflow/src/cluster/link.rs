@@ -29,6 +29,7 @@ use crate::ingest::lock;
 use crate::kernel::contents::FrozenContents;
 use crate::plan::RelationId;
 use crate::tick::{ReadMark, TickInfo};
+use crate::time::Tick;
 use crate::worker::command::{Body, Command, Counters, Install, Progress};
 
 /// What goes to the process.
@@ -38,7 +39,7 @@ enum Outgoing {
     Command(usize, Command),
     Restore(u64),
     Define(Definition),
-    Durable(u64),
+    Durable(u64, Tick),
     Unfollow(u64),
 }
 
@@ -135,8 +136,8 @@ impl Link {
         self.send(Outgoing::Define(definition));
     }
     /// A checkpoint counts from now on.
-    pub fn durable(&self, checkpoint: u64) {
-        self.send(Outgoing::Durable(checkpoint));
+    pub fn durable(&self, checkpoint: u64, tick: Tick) {
+        self.send(Outgoing::Durable(checkpoint, tick));
     }
     /// Memory of the process, as it said last.
     pub fn resident_bytes(&self) -> u64 {
@@ -200,7 +201,9 @@ impl Shared {
             Outgoing::Command(worker, command) => self.encode_command(worker, command),
             Outgoing::Restore(checkpoint) => (Down::Restore { checkpoint }, Blobs::new()),
             Outgoing::Define(definition) => (Down::Define, vec![definition.to_vec()]),
-            Outgoing::Durable(checkpoint) => (Down::Durable { checkpoint }, Blobs::new()),
+            Outgoing::Durable(checkpoint, tick) => {
+                (Down::Durable { checkpoint, tick }, Blobs::new())
+            }
             Outgoing::Unfollow(mark) => (Down::Unfollow { mark }, Blobs::new()),
         }
     }

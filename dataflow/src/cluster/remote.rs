@@ -25,6 +25,7 @@ use super::frame::{read_frame, write_frame};
 use super::link::silence;
 use super::mesh::Joined;
 use super::wire::{Down, Up, WireBody, WireInstall, WireTick, schema_from_bytes};
+use crate::blame;
 use crate::checkpoint::store::CheckpointStore;
 use crate::checkpoint::{Message, PartSender, RestoredDataflow};
 use crate::delta::{Delta, ipc};
@@ -373,7 +374,10 @@ impl Remote {
                 let ids: Arc<[RelationId]> = ids.into();
                 self.all(|| Command::Drop(Arc::clone(&ids)));
             }
-            Down::Durable { checkpoint } => drop(self.durable.send(checkpoint)),
+            Down::Durable { checkpoint, tick } => {
+                blame::checkpointed(tick);
+                let _ = self.durable.send(checkpoint);
+            }
             Down::Unfollow { mark } => self.readers.unfollow(mark),
             Down::Beat | Down::Stop => {}
             Down::Start { .. } => return Err(unexpected()),
@@ -386,6 +390,7 @@ impl Remote {
         let store = self.store.clone();
         let state = self.runtime.block_on(async move {
             let manifest = store.manifest(checkpoint).await?;
+            blame::checkpointed(manifest.tick);
             store.restore(&manifest).await
         })?;
         self.state = state.into_iter().map(|(id, s)| (id, Arc::new(s))).collect();
@@ -467,6 +472,7 @@ impl Remote {
         let status = Arc::new(SinkStatus::default());
         let (closed, mut closings) = unbounded_channel::<Closed>();
         let writers = self.runtime.block_on(sinks::writers(
+            item.id,
             item.sink.as_ref(),
             self.first..self.first + self.handles.len(),
             self.incarnation,
@@ -510,6 +516,7 @@ impl Remote {
         TickInfo {
             tick: tick.tick,
             watermarks: tick.watermarks,
+            held: Arc::new(tick.held),
             marks: Marks {
                 checkpoint: tick.checkpoint,
                 unlevel: tick.unlevel,

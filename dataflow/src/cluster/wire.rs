@@ -16,7 +16,7 @@ use crate::checkpoint::manifest::{ObjectEntry, StageEntry};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::RelationId;
 use crate::sink::Committable;
-use crate::tick::TickInfo;
+use crate::tick::{Hold, TickInfo};
 use crate::time::{Tick, Watermark};
 use crate::worker::command::StateSize;
 
@@ -81,6 +81,7 @@ pub enum Down {
     /// This checkpoint counts: later ones may build on its objects.
     Durable {
         checkpoint: u64,
+        tick: Tick,
     },
     /// Nobody follows this mark any more.
     Unfollow {
@@ -133,6 +134,7 @@ pub struct WireTick {
     pub unlevel: Vec<RelationId>,
     pub reads: Vec<WireMark>,
     pub epochs: Vec<RelationId>,
+    pub held: BTreeMap<RelationId, Hold>,
 }
 
 /// A mark of a read, and what answers to it are called.
@@ -153,6 +155,7 @@ impl WireTick {
             unlevel: info.marks.unlevel.clone(),
             reads: Vec::new(),
             epochs: info.marks.epochs.clone(),
+            held: (*info.held).clone(),
         }
     }
 }

@@ -19,6 +19,7 @@ use super::backfill::Backfill;
 use super::install::{Wanted, wanted, wanted_of};
 use super::minter::{AttachRequest, Request};
 use super::{Engine, Running, SinkItem, SourceItem, ViewItem, sinks};
+use crate::blame;
 use crate::error::{Error, Result};
 use crate::ingest::{Preparer, lock, read_to_limit};
 use crate::plan::RelationId;
@@ -100,15 +101,12 @@ impl Engine {
 
     pub(super) async fn start_sink(&self, item: Arc<SinkItem>, asked: bool) -> Result<Hydrated> {
         let wanted = self.sink_wanted(&item)?;
-        let interval = item
-            .commit_interval
-            .unwrap_or(self.inner.config.commit_interval);
         let running = sinks::start(
             item.id,
             Arc::clone(&item.sink),
-            interval,
+            item.commit_interval,
             None,
-            self.sink_context(),
+            self.sink_context(item.id),
         )
         .await?;
         // A new sink starts from the contents, whatever an older one has left in the table.
@@ -169,7 +167,7 @@ impl Engine {
         Ok((histories, wanted))
     }
 
-    pub(super) fn sink_context(&self) -> sinks::SinkContext {
+    pub(super) fn sink_context(&self, id: RelationId) -> sinks::SinkContext {
         sinks::SinkContext {
             workers: self.inner.config.workers,
             local_workers: self.inner.local_workers,
@@ -179,6 +177,8 @@ impl Engine {
             durable: self.inner.durable.clone(),
             requests: self.inner.requests.clone(),
             signal: Arc::clone(&self.inner.signal),
+            paused: self.inner.config.paused.contains(&id)
+                || self.inner.config.failed.contains_key(&id),
         }
     }
 
@@ -329,6 +329,7 @@ async fn in_background(
     work: impl FnOnce(&mut Vec<History>, &mut Feed) -> Result<()> + Send + 'static,
 ) -> Result<(Vec<History>, Feed)> {
     tokio::task::spawn_blocking(move || {
+        let _blame = blame::enter(feed.install.relation(), 0);
         work(&mut histories, &mut feed)?;
         Ok((histories, feed))
     })

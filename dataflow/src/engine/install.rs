@@ -13,6 +13,7 @@ use crate::kernel::errors_schema;
 use crate::plan::{Op, Plan, RelationId};
 use crate::render::CLOCK;
 use crate::served::rejected_schema;
+use crate::tick::hold_of;
 use crate::worker::command::{Body, InputInfo, Install, Progress};
 
 /// Columns wanted, by relation.
@@ -111,6 +112,8 @@ impl Engine {
         let sources: Vec<RelationId> = inputs
             .values()
             .flat_map(|i| i.sources.iter().copied())
+            // What reads the view waits for it when it is held.
+            .chain([hold_of(item.id)])
             .collect::<BTreeSet<_>>()
             .into_iter()
             .collect();

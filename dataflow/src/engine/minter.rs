@@ -9,6 +9,8 @@
 //!   the row bound is reached: ticks grow instead, and readers block when their queues are full.
 //! * The binding of a tick is appended to the remap log before the tick reaches a worker.
 
+mod holds;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,7 +34,7 @@ use crate::remap::log::{Rules, repeats};
 use crate::remap::{Binding, RemapLog, SourceBinding};
 use crate::served::rejected_rows;
 use crate::source::{Offsets, Reader};
-use crate::tick::{Marks, ReadMark, TickInfo};
+use crate::tick::{Hold, Marks, ReadMark, TickInfo};
 use crate::time::{END_OF_TIME, NO_WATERMARK, Tick, Watermark};
 use crate::worker::command::{Attach, Command, Progress, WorkerHandle};
 
@@ -70,6 +72,13 @@ pub enum Request {
         done: oneshot::Sender<Result<Finished>>,
     },
     Drop(Arc<[RelationId]>),
+    /// From the next tick on the changes of this relation's inputs wait in front of it, or no longer;
+    /// answers that tick.
+    Hold {
+        relation: RelationId,
+        hold: bool,
+        done: oneshot::Sender<Result<Tick>>,
+    },
     /// Bindings up to this tick are not needed any more.
     RollRemap {
         oldest: Tick,
@@ -148,6 +157,12 @@ pub struct Minter {
     rows_minted: u64,
     marks: Marks,
     checkpoints: Vec<(u64, oneshot::Sender<Result<Finished>>)>,
+    /// Relations that are held as of the last tick.
+    held: Arc<BTreeMap<RelationId, Hold>>,
+    /// Relations to hold from the next tick on, or to hold no longer, and who asked.
+    holding: Vec<(RelationId, bool, Option<oneshot::Sender<Result<Tick>>>)>,
+    /// Relations to hold because they fail at this tick.
+    pub failing: BTreeMap<RelationId, Tick>,
 }
 
 /// Rows of one source for one tick, by worker, and what to bind.
@@ -190,6 +205,9 @@ impl Minter {
             rows_minted: 0,
             marks: Marks::default(),
             checkpoints: Vec::new(),
+            held: Arc::default(),
+            holding: Vec::new(),
+            failing: BTreeMap::new(),
         }
     }
 
@@ -244,6 +262,7 @@ impl Minter {
         !self.checkpoints.is_empty()
             || !self.marks.reads.is_empty()
             || !self.marks.epochs.is_empty()
+            || !self.holding.is_empty()
     }
 
     fn has_rows(&self) -> bool {
@@ -310,12 +329,21 @@ impl Minter {
                 for id in ids.iter() {
                     self.sources.remove(id);
                     self.attached.remove(id);
+                    self.failing.remove(id);
+                    if self.held.contains_key(id) {
+                        Arc::make_mut(&mut self.held).remove(id);
+                    }
                     self.marks.epochs.retain(|s| s != id);
                 }
                 for worker in &self.workers {
                     worker.send(Command::Drop(Arc::clone(&ids)));
                 }
             }
+            Request::Hold {
+                relation,
+                hold,
+                done,
+            } => self.holding.push((relation, hold, Some(done))),
             Request::RollRemap { oldest } => self.remap.roll(self.last + 1, oldest),
             Request::Stop => {}
         }
@@ -469,10 +497,12 @@ impl Minter {
 
     fn mint_at(&mut self, tick: Tick, with_rows: bool) {
         let width = self.workers.len();
+        self.change_holds(tick);
         let mut binding = Binding {
             tick,
             incarnation: self.incarnation,
             sources: BTreeMap::new(),
+            held: (*self.held).clone(),
         };
         let mut bound = Vec::new();
         if with_rows {
@@ -514,6 +544,7 @@ impl Minter {
                     .filter(|(id, a)| !a.is_sink && level(id))
                     .map(|(id, a)| (*id, a.fingerprint))
                     .collect(),
+                held: (*self.held).clone(),
                 sinks: self
                     .attached
                     .iter()
@@ -530,6 +561,7 @@ impl Minter {
             tick,
             watermarks: self.watermarks(),
             marks,
+            held: Arc::clone(&self.held),
         });
         let mut rows: Vec<Vec<(RelationId, Delta)>> = vec![Vec::new(); self.workers.len()];
         let mut rejected = Vec::new();
@@ -572,6 +604,8 @@ impl Minter {
     ) -> Result<()> {
         let width = self.workers.len();
         let waiting = Arc::clone(&self.waiting);
+        self.repeat_holds(binding);
+        self.change_holds(binding.tick);
         let mut bound = Vec::new();
         for (id, source) in &binding.sources {
             // A source nobody had attached to at the checkpoint starts anew.
@@ -625,7 +659,12 @@ impl Minter {
             bound.push((*id, b));
         }
         // The same record again, so that the log of this incarnation is whole by itself.
-        self.remap.append(binding);
+        // What is held by now because it failed belongs to it from here on.
+        let again = Binding {
+            held: (*self.held).clone(),
+            ..binding.clone()
+        };
+        self.remap.append(&again);
         while self.is_full() {
             self.signal.wait(Some(Duration::from_millis(20)));
             self.settle();
@@ -662,6 +701,7 @@ impl Minter {
 
     /// Lets the restored sources run on.
     pub fn go_live(&mut self, replays: BTreeMap<RelationId, Replay>) -> Result<()> {
+        self.settle_holds();
         for (id, replay) in replays {
             if let Some(run) = self.sources.get_mut(&id)
                 && !run.state.ended

@@ -10,6 +10,7 @@ use crate::checkpoint::manifest::SourceState;
 use crate::error::Error;
 use crate::ingest::lock;
 use crate::plan::RelationId;
+use crate::tick::Hold;
 use crate::time::{NO_WATERMARK, Tick};
 use crate::worker::command::StateSize;
 
@@ -39,14 +40,26 @@ pub struct Shared {
     /// Bytes that wait in the writers of sinks.
     pub queued_bytes: Arc<AtomicU64>,
     pub sources: Mutex<BTreeMap<RelationId, Arc<SourceStatus>>>,
+    /// Relations that are held, as of the last tick.
+    pub held: Mutex<Arc<BTreeMap<RelationId, Hold>>>,
     pub stats: Stats,
     /// Nothing from this tick on may be shown: a new plan has taken the place of an old one at it, and no
     /// checkpoint holds that yet. A crash would bring the old one back.
     pub held_from: tokio::sync::watch::Sender<Option<Tick>>,
+    /// What may change while the engine runs.
+    pub settings: tokio::sync::watch::Sender<Settings>,
     /// Asks for a checkpoint before the next one is due.
     pub checkpoint_soon: tokio::sync::Notify,
     /// Why the last checkpoint failed, until one succeeds.
     pub checkpoint_trouble: Mutex<Option<Error>>,
+}
+
+/// See [`Shared::settings`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Settings {
+    pub checkpoint_interval: Duration,
+    /// Of sinks that do not say it themselves.
+    pub commit_interval: Duration,
 }
 
 /// Totals since the start.
@@ -115,8 +128,12 @@ pub struct Status {
     pub name: String,
     /// `source`, `view` or `sink`.
     pub kind: &'static str,
-    /// `idle`, `running`, `hydrating`, `finished`, `retrying` or `failed`.
+    /// `idle`, `running`, `hydrating`, `paused`, `finished`, `retrying` or `failed`.
     pub state: &'static str,
+    /// A view that is paused or has failed: its contents are those as of the tick before this one.
+    pub held_since: Option<Tick>,
+    /// Sinks: how often it commits.
+    pub commit_interval_ms: Option<u64>,
     /// Everything below this tick is applied.
     pub frontier: Tick,
     /// Microseconds since the epoch; `None` while nothing is claimed.

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use super::minter::Request;
 use super::shared::Shared;
+use crate::blame;
 use crate::checkpoint::manifest::SinkState;
 use crate::checkpoint::{Message, PartSender};
 use crate::error::{Error, ErrorKind, Result};
@@ -38,6 +39,10 @@ pub struct SinkStatus {
     pub failed: AtomicBool,
     /// The trouble is a full disk.
     pub disk_full: AtomicBool,
+    /// Nothing is committed: see [`super::alter`].
+    pub paused: AtomicBool,
+    /// How often it commits; `None`: as often as the engine says.
+    pub interval: watch::Sender<Option<Duration>>,
 }
 
 impl SinkStatus {
@@ -80,6 +85,7 @@ pub struct SinkContext {
     pub durable: watch::Receiver<Tick>,
     pub requests: std::sync::mpsc::Sender<Request>,
     pub signal: Arc<Signal>,
+    pub paused: bool,
 }
 
 /// What one writer has closed at a mark.
@@ -102,6 +108,7 @@ pub struct WriterContext {
 
 /// Starts the writers of some workers; the ways to them.
 pub async fn writers(
+    id: RelationId,
     sink: &dyn Sink,
     workers: std::ops::Range<usize>,
     incarnation: u64,
@@ -113,7 +120,7 @@ pub async fn writers(
         let writer = sink.writer(worker, incarnation).await?;
         let (sender, receiver) = unbounded_channel();
         writers.push(sender);
-        tokio::spawn(write(
+        let work = write(
             writer,
             receiver,
             context.closed.clone(),
@@ -121,7 +128,8 @@ pub async fn writers(
             Arc::clone(&context.queued_bytes),
             Arc::clone(&context.signal),
             committed,
-        ));
+        );
+        tokio::spawn(blame::scope(id, work));
     }
     Ok(writers)
 }
@@ -130,7 +138,7 @@ pub async fn writers(
 pub async fn start(
     id: RelationId,
     sink: Arc<dyn Sink>,
-    interval: Duration,
+    interval: Option<Duration>,
     restored: Option<SinkState>,
     context: SinkContext,
 ) -> Result<RunningSink> {
@@ -157,9 +165,12 @@ pub async fn start(
     status.committed.store(committed, Ordering::Relaxed);
     status.rows.store(state.rows, Ordering::Relaxed);
     status.fresh.store(!pending.is_empty(), Ordering::Relaxed);
+    status.paused.store(context.paused, Ordering::Relaxed);
+    status.interval.send_replace(interval);
     let (closed_sender, closed) = unbounded_channel();
     let (confirmed, confirmed_receiver) = watch::channel(restored.is_some());
     let writers = writers(
+        id,
         sink.as_ref(),
         0..context.local_workers,
         context.incarnation,
@@ -174,8 +185,8 @@ pub async fn start(
     .await?;
     tokio::spawn(ask_for_epochs(
         id,
-        interval,
         Arc::downgrade(&status),
+        status.interval.subscribe(),
         context.clone(),
     ));
     let task = CommitTask {
@@ -187,7 +198,7 @@ pub async fn start(
         confirmed: confirmed_receiver,
         context,
     };
-    tokio::spawn(task.run(closed));
+    tokio::spawn(blame::scope(id, task.run(closed)));
     Ok(RunningSink {
         writers,
         closed: closed_sender,
@@ -211,6 +222,7 @@ async fn write(
     while let Some(message) = messages.recv().await {
         match message {
             WriterMessage::Write { tick, delta } => {
+                blame::at(tick);
                 let bytes = delta.bytes() as u64;
                 let mut patience = Patience::default();
                 loop {
@@ -309,18 +321,29 @@ impl Patience {
 /// Every interval, if rows were written, a tick is marked as the end of the sink's epoch.
 async fn ask_for_epochs(
     id: RelationId,
-    interval: Duration,
     status: std::sync::Weak<SinkStatus>,
+    mut interval: watch::Receiver<Option<Duration>>,
     context: SinkContext,
 ) {
-    let mut timer = tokio::time::interval(interval.max(Duration::from_millis(10)));
-    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut settings = context.shared.settings.subscribe();
+    let mut last = tokio::time::Instant::now();
     loop {
-        timer.tick().await;
+        let default = settings.borrow_and_update().commit_interval;
+        let wait = interval.borrow_and_update().unwrap_or(default);
+        tokio::select! {
+            () = tokio::time::sleep_until(last + wait.max(Duration::from_millis(10))) => {}
+            changed = interval.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+            Ok(()) = settings.changed() => continue,
+        }
+        last = tokio::time::Instant::now();
         let Some(status) = status.upgrade() else {
             return;
         };
-        if status.fresh.swap(false, Ordering::Relaxed) {
+        // While it is paused only checkpoints close files: fewer and larger ones.
+        if !status.paused.load(Ordering::SeqCst) && status.fresh.swap(false, Ordering::SeqCst) {
             if context.requests.send(Request::Epoch(id)).is_err() {
                 return;
             }
@@ -370,11 +393,13 @@ impl CommitTask {
             }
             if epoch {
                 let held = *self.context.shared.held_from.borrow();
-                if *self.confirmed.borrow() && held.is_none_or(|from| upper <= from) {
+                let paused = self.status.paused.load(Ordering::SeqCst);
+                let may = *self.confirmed.borrow() && !paused;
+                if may && held.is_none_or(|from| upper <= from) {
                     self.commit(upper).await;
                 } else {
-                    // The sink, or a new plan before it, is not part of a checkpoint yet: the next epoch
-                    // takes these files along.
+                    // Paused; or the sink, or a new plan before it, is not part of a checkpoint yet: the
+                    // next epoch takes these files along.
                     self.status.fresh.store(true, Ordering::Relaxed);
                 }
             }
@@ -383,6 +408,8 @@ impl CommitTask {
 
     async fn commit(&mut self, upper: Tick) {
         let started = Instant::now();
+        // What it commits may be anything up to here.
+        blame::at(self.context.shared.last_tick.load(Ordering::Relaxed) + 1);
         let stopped = self
             .context
             .durable

@@ -9,15 +9,16 @@
 //! 3. Replay the bindings above the checkpoint's tick: equal offsets, equal ticks, equal watermarks.
 //! 4. Let the sources run; attach what no checkpoint holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 
+use super::install::Wanted;
 use super::minter::{Minter, Request};
-use super::shared::Shared;
+use super::shared::{Settings, Shared};
 use super::{
     Engine, EngineConfig, Inner, Item, Meta, Running, SinkItem, SourceItem, ViewItem, sinks,
 };
@@ -34,7 +35,7 @@ use crate::ingest::{Signal, lock};
 use crate::plan::RelationId;
 use crate::remap::log::{Rules, fits_destination};
 use crate::remap::{self, RemapLog};
-use crate::tick::TickInfo;
+use crate::tick::{TickInfo, held_relation};
 use crate::time::Tick;
 use crate::worker;
 use crate::worker::command::{AddSource, Command, WorkerHandle};
@@ -217,6 +218,10 @@ impl Engine {
         let (part_sender, part_receiver) = mpsc::unbounded_channel();
         let parts = PartSender(part_sender);
         let shared = Arc::new(Shared::default());
+        shared.settings.send_replace(Settings {
+            checkpoint_interval: config.checkpoint_interval,
+            commit_interval: config.commit_interval,
+        });
         let local_workers = config.workers;
         let (links, mesh) = connect(peers, local_workers, &parts, &shared)?;
         config.workers *= 1 + links.len();
@@ -224,6 +229,7 @@ impl Engine {
         let base = found.manifest.as_ref().map(|m| m.tick);
         let (remap, bindings) = RemapLog::take_over(&remap_dir, base, config.incarnation)?;
         let base = base.unwrap_or(0);
+        crate::blame::checkpointed(base);
         let mut workers =
             worker::start::start(local_workers, parts.clone(), config.pager.clone(), mesh)?;
         for link in &links {
@@ -265,6 +271,11 @@ impl Engine {
             Arc::clone(&config.waiting),
             base,
         );
+        let failed = config
+            .failed
+            .iter()
+            .map(|(id, failing)| (*id, failing.error.clone()))
+            .collect();
         let inner = Inner {
             config,
             local_workers,
@@ -282,6 +293,7 @@ impl Engine {
             checkpointing: AsyncMutex::new(()),
             creating: AsyncMutex::new(()),
             last_checkpoint_tick: AtomicU64::new(base),
+            failed: Mutex::new(failed),
             stopped: watch::channel(false).0,
             threads: Mutex::new(vec![workers.thread]),
         };
@@ -322,7 +334,32 @@ impl Engine {
         let mut later = Vec::new();
         let base = found.manifest.as_ref().map_or(0, |m| m.tick);
         let bound = bindings.last().map_or(base, |b| b.tick);
+        // What was held before, at whatever tick.
+        let stored = found.manifest.iter().flat_map(|m| m.held.keys());
+        let replayed = bindings.iter().flat_map(|b| b.held.keys());
+        let holds: BTreeSet<RelationId> = stored.chain(replayed).copied().collect();
         for item in items {
+            let (id, name, kind) = item.label();
+            let stored = match &item {
+                Item::View(view) => found.holds(view.dataflow),
+                Item::Sink(sink) => {
+                    let manifest = found.manifest.as_ref();
+                    manifest.is_some_and(|m| m.sinks.contains_key(&sink.id))
+                }
+                Item::Source(_) => true,
+            };
+            if let Some(failing) = self.inner.config.failed.get(&id) {
+                match failing.at {
+                    Some(at) if stored => {
+                        minter.failing.insert(id, at);
+                    }
+                    // Without a place among the ticks there is nothing that could be held.
+                    _ => {
+                        self.note_failed(id, name, kind, failing.error.clone());
+                        continue;
+                    }
+                }
+            }
             match (item, &found.manifest) {
                 (Item::Source(source), manifest) => {
                     let source = Arc::new(source);
@@ -354,7 +391,14 @@ impl Engine {
                     }
                     let (id, name) = (sink.id, sink.name.clone());
                     if let Err(e) = self
-                        .restore_sink(&mut minter, Arc::new(sink), manifest, bound)
+                        .restore_sink(
+                            &mut minter,
+                            Arc::new(sink),
+                            manifest,
+                            &found.state,
+                            &holds,
+                            bound,
+                        )
                         .await
                     {
                         self.note_failed(id, name, "sink", e);
@@ -372,8 +416,10 @@ impl Engine {
             let seed = Arc::new(TickInfo {
                 tick: manifest.tick,
                 watermarks,
+                held: Arc::new(manifest.held.clone()),
                 ..TickInfo::default()
             });
+            minter.restore_holds(&manifest.held);
             for worker in &minter.workers {
                 worker.send(Command::Seed(Arc::clone(&seed)));
             }
@@ -460,20 +506,29 @@ impl Engine {
         minter: &mut Minter,
         item: Arc<SinkItem>,
         manifest: &CheckpointManifest,
+        stored: &State,
+        holds: &BTreeSet<RelationId>,
         bound: Tick,
     ) -> Result<()> {
-        let interval = item
-            .commit_interval
-            .unwrap_or(self.inner.config.commit_interval);
         let state = manifest.sinks.get(&item.id).cloned();
         let running = sinks::start(
             item.id,
             Arc::clone(&item.sink),
-            interval,
+            item.commit_interval,
             state,
-            self.sink_context(),
+            self.sink_context(item.id),
         )
         .await?;
+        let failing = self.fails_from(&self.sink_wanted(&item)?, item.id, holds)?;
+        if failing.is_some_and(|since| running.skip_below > since) {
+            // What was committed from that tick on would come again, in other ticks.
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                "the destination holds more of this sink than can be repeated",
+            )
+            .detail("a relation failed in ticks that an earlier server had applied")
+            .hint("drop the sink and create it anew, into another table"));
+        }
         if !fits_destination(running.skip_below, bound, Rules::ALL) {
             return Err(Error::new(
                 ErrorKind::Corrupt,
@@ -485,8 +540,9 @@ impl Engine {
             ))
             .hint("restore engine/remap from a copy, or drop the sink and create it anew, into another table"));
         }
-        let install =
-            self.sink_install(&item, &running, running.skip_below, Some(Arc::default()))?;
+        // What waits in front of it, if anything does.
+        let state = stored.get(&item.id).cloned().unwrap_or_default();
+        let install = self.sink_install(&item, &running, running.skip_below, Some(state))?;
         let progress = Arc::clone(&install.progress);
         progress
             .counters
@@ -508,20 +564,40 @@ impl Engine {
         Ok(())
     }
 
+    /// The first tick from which on something is held now, and was not before, that a sink gets its rows
+    /// through.
+    fn fails_from(
+        &self,
+        wanted: &Wanted,
+        sink: RelationId,
+        holds: &BTreeSet<RelationId>,
+    ) -> Result<Option<Tick>> {
+        let inputs = self.inputs(wanted)?;
+        let sources = inputs.values().flat_map(|input| &input.sources);
+        let through = sources.filter_map(|s| held_relation(*s)).chain([sink]);
+        let since = through.filter_map(|relation| {
+            let failing = self.inner.config.failed.get(&relation)?;
+            failing.at.filter(|_| !holds.contains(&relation))
+        });
+        Ok(since.min())
+    }
+
     /// A checkpoint per interval, if anything was minted since the last one.
     fn checkpoint_regularly(&self) {
         let engine = self.clone();
         let mut stopped = self.inner.stopped.subscribe();
         tokio::spawn(async move {
-            let mut timer = tokio::time::interval(engine.inner.config.checkpoint_interval);
-            timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            timer.tick().await;
+            let mut settings = engine.inner.shared.settings.subscribe();
+            let mut before = tokio::time::Instant::now();
             loop {
+                let interval = settings.borrow_and_update().checkpoint_interval;
                 tokio::select! {
-                    _ = timer.tick() => {}
+                    () = tokio::time::sleep_until(before + interval) => {}
+                    Ok(()) = settings.changed() => continue,
                     () = engine.inner.shared.checkpoint_soon.notified() => {}
                     _ = stopped.wait_for(|s| *s) => return,
                 }
+                before = tokio::time::Instant::now();
                 let last = engine.inner.shared.last_tick.load(Ordering::Relaxed);
                 if last <= engine.inner.last_checkpoint_tick.load(Ordering::Relaxed) {
                     continue;

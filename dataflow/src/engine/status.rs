@@ -1,5 +1,6 @@
 //! What runs, and how it is doing.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::shared::Status;
@@ -30,6 +31,9 @@ impl Engine {
 
     fn running(&self) -> Vec<Status> {
         let last = get(&self.inner.shared.last_tick);
+        let held = Arc::clone(&lock(&self.inner.shared.held));
+        let failed = lock(&self.inner.failed).clone();
+        let default_interval = self.intervals().commit_interval;
         lock(&self.inner.items)
             .iter()
             .map(|(id, running)| match running {
@@ -39,13 +43,17 @@ impl Engine {
                     progress,
                     ready,
                 } => {
-                    let state = if *ready.borrow() {
-                        "running"
-                    } else {
-                        "hydrating"
+                    let hold = held.get(id);
+                    let state = match (hold, *ready.borrow()) {
+                        (Some(hold), _) if hold.failed => "failed",
+                        (Some(_), _) => "paused",
+                        (None, true) => "running",
+                        (None, false) => "hydrating",
                     };
                     Status {
                         state,
+                        held_since: hold.map(|h| h.since),
+                        last_error: failed.get(id).map(|e| e.message.clone()),
                         ..flow_status(*id, &item.name, "view", progress, last)
                     }
                 }
@@ -61,18 +69,26 @@ impl Engine {
                     confirmed,
                 } => {
                     let trouble = lock(&status.trouble).clone();
-                    let state = match (&trouble, status.failed.load(Ordering::Relaxed)) {
+                    let failure = failed.get(id).map(|e| e.message.clone());
+                    let trouble = failure.clone().or(trouble);
+                    let failing = failure.is_some() || status.failed.load(Ordering::Relaxed);
+                    let paused = status.paused.load(Ordering::Relaxed);
+                    let interval = status.interval.borrow().unwrap_or(default_interval);
+                    let state = match (&trouble, failing) {
                         (_, true) => "failed",
+                        _ if paused => "paused",
                         (Some(_), false) => "retrying",
                         (None, false) if *confirmed.borrow() => "running",
                         (None, false) => "hydrating",
                     };
                     Status {
                         state,
+                        held_since: held.get(id).map(|h| h.since),
+                        commit_interval_ms: u64::try_from(interval.as_millis()).ok(),
                         last_error: trouble,
                         rows_out: get(&status.rows),
                         bytes_out: get(&status.bytes),
-                        committed: held(progress, status, *confirmed.borrow()),
+                        committed: reached(progress, status, *confirmed.borrow()),
                         ..flow_status(*id, &item.name, "sink", progress, last)
                     }
                 }
@@ -104,6 +120,8 @@ impl Engine {
             name: name.to_string(),
             kind: "source",
             state: phase,
+            held_since: None,
+            commit_interval_ms: None,
             frontier: last + 1,
             watermark: (state.watermark != NO_WATERMARK).then_some(state.watermark),
             lag_ms: 0,
@@ -133,7 +151,7 @@ impl Engine {
 
 /// The destination of a sink holds everything below this tick. Ticks without rows end no epoch, so when
 /// all rows that were written are committed, it is as far as the sink has come.
-fn held(progress: &Progress, status: &SinkStatus, confirmed: bool) -> Option<Tick> {
+fn reached(progress: &Progress, status: &SinkStatus, confirmed: bool) -> Option<Tick> {
     // In this order: the rows of every tick below `next` are counted.
     let next = progress.next();
     let last_rows = get(&progress.counters.last_rows);
@@ -159,6 +177,8 @@ fn flow_status(
         name: name.to_string(),
         kind,
         state: "running",
+        held_since: None,
+        commit_interval_ms: None,
         frontier: next,
         watermark: None,
         lag_ms: (last + 1).saturating_sub(next.min(last + 1)),

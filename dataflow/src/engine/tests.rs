@@ -15,6 +15,7 @@ use datafusion::physical_expr::expressions::{BinaryExpr, Column, lit};
 
 mod storage;
 
+use super::alter::Changed;
 use super::*;
 use crate::delta::Diffs;
 use crate::error::Result;
@@ -187,6 +188,7 @@ struct Bed {
     destination: Arc<Destination>,
     starts: AtomicU64,
     store: Option<CheckpointStore>,
+    failed: BTreeMap<RelationId, Failing>,
 }
 
 impl Bed {
@@ -198,6 +200,7 @@ impl Bed {
             destination: Arc::default(),
             starts: AtomicU64::new(0),
             store: None,
+            failed: BTreeMap::new(),
         }
     }
     fn config(&self, workers: usize) -> EngineConfig {
@@ -211,6 +214,8 @@ impl Bed {
             max_rows_in_flight: 100_000,
             waiting: Arc::default(),
             pager: None,
+            paused: BTreeSet::new(),
+            failed: self.failed.clone(),
         }
     }
     async fn start(&self, workers: usize, items: Vec<Item>) -> Engine {
@@ -592,5 +597,184 @@ fn a_crash_during_a_replacement_brings_back_what_the_checkpoint_holds() {
             .expect("found");
         assert!(found.holds(RelationId(50)) && !found.holds(RelationId(10)));
         engine.stop().await.expect("stops");
+    });
+}
+
+fn state_of(engine: &Engine, id: u64) -> (&'static str, Option<String>) {
+    let status = engine.status().into_iter().find(|s| s.id == RelationId(id));
+    let status = status.expect("it is known");
+    (status.state, status.last_error)
+}
+
+#[test]
+fn a_paused_view_stands_still_across_a_crash_and_then_catches_up() {
+    runtime().block_on(async {
+        let bed = Bed::new();
+        let items = || {
+            vec![
+                bed.source(u64::MAX),
+                divisible(10, 1, 2),
+                divisible(20, 10, 3),
+                divisible(40, 1, 5),
+                bed.sink(30, 20),
+            ]
+        };
+        let engine = bed.start(2, Vec::new()).await;
+        for item in items() {
+            engine.create(item).await.expect("creates");
+        }
+        let view = RelationId(10);
+        bed.available.store(1_000, Ordering::SeqCst);
+        bound(&engine, 1_000).await;
+        assert_eq!(engine.pause(view).await.expect("pauses"), Changed::Yes);
+        assert_eq!(engine.pause(view).await.expect("known"), Changed::No);
+        bed.available.store(2_000, Ordering::SeqCst);
+        bound(&engine, 2_000).await;
+        engine.checkpoint().await.expect("checkpoint");
+        bed.available.store(3_000, Ordering::SeqCst);
+        bound(&engine, 3_000).await;
+        for (id, rows) in [(10, expect(1_000, 2)), (20, expect(1_000, 6))] {
+            assert_eq!(numbers(&engine, id).await, rows, "{id}");
+        }
+        assert_eq!(numbers(&engine, 40).await, expect(3_000, 5), "others go on");
+        engine.ask(Request::Stop).expect("runs");
+        for workers in [3, 1] {
+            let engine = bed.start(workers, items()).await;
+            assert_eq!(state_of(&engine, 10).0, "paused");
+            assert_eq!(numbers(&engine, 10).await, expect(1_000, 2));
+            assert_eq!(numbers(&engine, 40).await, expect(3_000, 5));
+            engine.stop().await.expect("stops");
+        }
+        let engine = bed.start(2, items()).await;
+        bed.available.store(4_000, Ordering::SeqCst);
+        bound(&engine, 4_000).await;
+        assert_eq!(engine.resume(view).await.expect("resumes"), Changed::Yes);
+        for (id, by) in [(10, 2), (20, 6), (40, 5)] {
+            assert_eq!(numbers(&engine, id).await, expect(4_000, by), "{id}");
+        }
+        assert_eq!(state_of(&engine, 10).0, "running");
+        engine.stop().await.expect("stops");
+        let mut rows = lock(&bed.destination.0).0.clone();
+        rows.sort_unstable();
+        assert_eq!(rows, expect(4_000, 6));
+    });
+}
+
+#[test]
+fn a_paused_sink_commits_nothing_until_it_is_resumed() {
+    runtime().block_on(async {
+        let bed = Bed::new();
+        let engine = bed.start(2, Vec::new()).await;
+        engine.create(bed.source(u64::MAX)).await.expect("source");
+        engine.create(bed.sink(20, 1)).await.expect("sink");
+        let sink = RelationId(20);
+        engine.pause(sink).await.expect("pauses");
+        bed.available.store(1_000, Ordering::SeqCst);
+        bound(&engine, 1_000).await;
+        // The intervals of many epochs pass in checkpoints, each of which closes files.
+        for _ in 0..3 {
+            engine.checkpoint().await.expect("checkpoint");
+        }
+        assert_eq!(state_of(&engine, 20).0, "paused");
+        assert_eq!(lock(&bed.destination.0).0.len(), 0);
+        engine.stop().await.expect("stops without its commit");
+        assert_eq!(lock(&bed.destination.0).0.len(), 0);
+        let items = || vec![bed.source(u64::MAX), bed.sink(20, 1)];
+        let engine = bed.start(1, items()).await;
+        engine.resume(sink).await.expect("resumes");
+        engine.stop().await.expect("stops");
+        let mut rows = lock(&bed.destination.0).0.clone();
+        rows.sort_unstable();
+        assert_eq!(rows, expect(1_000, 1));
+    });
+}
+
+#[test]
+fn what_fails_at_a_tick_is_held_before_it_and_the_others_run() {
+    runtime().block_on(async {
+        let mut bed = Bed::new();
+        let make = |bed: &Bed| {
+            vec![
+                bed.source(u64::MAX),
+                divisible(10, 1, 2),
+                divisible(20, 1, 3),
+                bed.sink(30, 20),
+            ]
+        };
+        let engine = bed.start(1, Vec::new()).await;
+        for item in make(&bed) {
+            engine.create(item).await.expect("creates");
+        }
+        bed.available.store(1_000, Ordering::SeqCst);
+        bound(&engine, 1_000).await;
+        engine.checkpoint().await.expect("checkpoint");
+        let first = engine.read(&[RelationId(10)]).await.expect("reads").tick + 1;
+        bed.available.store(2_000, Ordering::SeqCst);
+        bound(&engine, 2_000).await;
+        assert_eq!(numbers(&engine, 20).await, expect(2_000, 3));
+        engine.ask(Request::Stop).expect("runs");
+        let failing = |at| Failing {
+            at: Some(at),
+            error: Error::internal("boom"),
+        };
+        bed.failed.insert(RelationId(10), failing(first));
+        for round in 0..2 {
+            let engine = bed.start(1 + round, make(&bed)).await;
+            assert_eq!(numbers(&engine, 10).await, expect(1_000, 2));
+            assert_eq!(numbers(&engine, 20).await, expect(2_000, 3));
+            let (state, error) = state_of(&engine, 10);
+            assert_eq!((state, error.as_deref()), ("failed", Some("boom")));
+            engine.ask(Request::Stop).expect("runs");
+        }
+        let engine = bed.start(2, make(&bed)).await;
+        engine.resume(RelationId(10)).await.expect("resumes");
+        assert_eq!(numbers(&engine, 10).await, expect(2_000, 2));
+        engine.stop().await.expect("stops");
+        // A later start that knows of no failure lets go what an earlier one held.
+        let engine = bed.start(1, make(&bed)).await;
+        engine.stop().await.expect("stops");
+        bed.failed.clear();
+        let engine = bed.start(1, make(&bed)).await;
+        assert_eq!(numbers(&engine, 10).await, expect(2_000, 2));
+        assert_eq!(state_of(&engine, 10).0, "running");
+        engine.stop().await.expect("stops");
+        let mut rows = lock(&bed.destination.0).0.clone();
+        rows.sort_unstable();
+        assert_eq!(rows, expect(2_000, 3));
+    });
+}
+
+#[test]
+fn a_sink_that_fails_keeps_what_waits_for_it_across_restarts() {
+    runtime().block_on(async {
+        let mut bed = Bed::new();
+        let engine = bed.start(2, Vec::new()).await;
+        engine.create(bed.source(u64::MAX)).await.expect("source");
+        engine.create(bed.sink(20, 1)).await.expect("sink");
+        bed.available.store(500, Ordering::SeqCst);
+        bound(&engine, 500).await;
+        engine.stop().await.expect("stops");
+        assert_eq!(lock(&bed.destination.0).0.len(), 500);
+        let last = engine.inner.shared.last_tick.load(Ordering::Relaxed);
+        let failing = Failing {
+            at: Some(last + 1),
+            error: Error::internal("boom"),
+        };
+        bed.failed.insert(RelationId(20), failing);
+        let items = |bed: &Bed| vec![bed.source(u64::MAX), bed.sink(20, 1)];
+        for (workers, available) in [(1, 1_000), (2, 1_500)] {
+            let engine = bed.start(workers, items(&bed)).await;
+            bed.available.store(available, Ordering::SeqCst);
+            bound(&engine, available).await;
+            engine.stop().await.expect("stops");
+            assert_eq!(state_of(&engine, 20).0, "failed");
+            assert_eq!(lock(&bed.destination.0).0.len(), 500);
+        }
+        let engine = bed.start(1, items(&bed)).await;
+        engine.resume(RelationId(20)).await.expect("resumes");
+        engine.stop().await.expect("stops");
+        let mut rows = lock(&bed.destination.0).0.clone();
+        rows.sort_unstable();
+        assert_eq!(rows, expect(1_500, 1));
     });
 }

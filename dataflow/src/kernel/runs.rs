@@ -82,6 +82,16 @@ impl Runs {
         Ok(())
     }
 
+    /// Takes out all rows.
+    pub fn take(&mut self) -> Result<Vec<RecordBatch>> {
+        let batches = self.batches.iter().map(|batch| batch.load());
+        let batches = batches.collect::<Result<_>>()?;
+        self.batches.clear();
+        self.rows = 0;
+        self.out = 0;
+        Ok(batches)
+    }
+
     /// The rows as they are now.
     pub fn freeze_rows(&self) -> FrozenRuns {
         FrozenRuns {

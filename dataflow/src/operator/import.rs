@@ -14,6 +14,7 @@ use timely::container::NoopBuilder;
 use timely::dataflow::operators::generic::operator::source;
 use timely::dataflow::{Scope, Stream};
 
+use crate::blame;
 use crate::delta::Delta;
 use crate::kernel::contents::consolidate;
 use crate::tap::{Item, SharedQueue};
@@ -87,6 +88,7 @@ pub fn import<'s>(
     schema: SchemaRef,
     progress: Arc<Progress>,
 ) -> Stream<'s, Tick, Delta> {
+    let relation = blame::relation();
     let names = schema.fields().iter().map(|f| f.name().clone()).collect();
     let mut picker = Picker {
         names,
@@ -103,6 +105,7 @@ pub fn import<'s>(
         // Frozen contents still to be cut into private ticks.
         let mut contents: Option<Box<dyn Iterator<Item = Delta>>> = None;
         move |output| {
+            let _blame = relation.map(|r| blame::enter(r, 0));
             let Some(cap) = capability.as_mut() else {
                 return;
             };

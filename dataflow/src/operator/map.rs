@@ -7,6 +7,7 @@ use timely::dataflow::operators::generic::builder_rc::OperatorBuilder;
 use timely::dataflow::{Scope, Stream};
 use timely::progress::operate::FrontierInterest;
 
+use crate::blame;
 use crate::delta::Delta;
 use crate::time::Tick;
 
@@ -32,10 +33,12 @@ where
         ports.push(OutputBuilder::from(output));
         streams.push(stream);
     }
+    let relation = blame::relation();
     builder.build(move |_capabilities| {
         let mut outs: Vec<Vec<Delta>> = vec![Vec::new(); outputs];
         move |_frontiers| {
             input.for_each(|capability, data| {
+                let _blame = relation.map(|r| blame::enter(r, *capability.time()));
                 logic(*capability.time(), std::mem::take(data), &mut outs);
                 for (port, out) in outs.iter_mut().enumerate() {
                     if out.is_empty() {

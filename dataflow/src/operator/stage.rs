@@ -22,6 +22,7 @@ use timely::dataflow::operators::generic::{OutputBuilder, OutputBuilderSession};
 use timely::dataflow::operators::{Capability, InputCapability};
 use timely::dataflow::{Scope, Stream};
 
+use crate::blame;
 use crate::checkpoint::{PartSender, StageId, pause};
 use crate::delta::Delta;
 use crate::delta::exchange::{Route, exchange};
@@ -113,6 +114,7 @@ pub fn stage<'s>(
         streams.push(stream);
     }
     let context = context.clone();
+    let relation = blame::relation();
     builder.build(move |capabilities| {
         let mut capabilities: Vec<Capability<Tick>> = capabilities;
         let width = readers.len();
@@ -120,6 +122,7 @@ pub fn stage<'s>(
         let mut next: Tick = 0;
         let mut done = false;
         move |frontiers| {
+            let _blame = relation.map(|r| blame::enter(r, 0));
             for (port, reader) in readers.iter_mut().enumerate() {
                 reader(&mut |tick, delta| {
                     waiting
@@ -154,6 +157,7 @@ pub fn stage<'s>(
                 ports.iter_mut().map(OutputBuilder::activate).collect();
             let mut outs: Vec<Out> = vec![Vec::new(); outputs];
             for tick in todo {
+                blame::at(tick);
                 let rows = waiting
                     .remove(&tick)
                     .unwrap_or_else(|| vec![Vec::new(); width]);

@@ -27,6 +27,7 @@ fn binding(tick: Tick) -> Binding {
         tick,
         incarnation: 1,
         sources,
+        held: BTreeMap::new(),
     }
 }
 

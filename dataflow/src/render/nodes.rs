@@ -21,6 +21,7 @@ use crate::operator::map::map;
 use crate::operator::stage::{Logic, Moment, Out};
 use crate::plan::{NodeId, Op, Plan, RelationId, TimeWindow};
 use crate::state::{Part, Stateful};
+use crate::tick::hold_of;
 use crate::time::{NO_WATERMARK, Tick};
 use crate::worker::command::{Progress, StateSize};
 
@@ -30,7 +31,10 @@ type Deltas<'s> = Stream<'s, Tick, Delta>;
 pub fn sources_below(build: &Build<'_, '_>, op: &Op, below: &[Vec<RelationId>]) -> Vec<RelationId> {
     let mut sources = BTreeSet::new();
     match op {
-        Op::Input { relation, .. } => sources.extend(&build.install.inputs[relation].sources),
+        Op::Input { relation, .. } => {
+            sources.extend(&build.install.inputs[relation].sources);
+            sources.insert(hold_of(build.install.relation()));
+        }
         Op::Values { .. } => {}
         Op::Map { input, .. } | Op::Window { input, .. } | Op::Aggregate { input, .. } => {
             sources.extend(&below[*input]);

@@ -102,6 +102,16 @@ pub struct Install {
     pub progress: Arc<Progress>,
 }
 
+impl Install {
+    /// The relation that the dataflow keeps.
+    pub fn relation(&self) -> RelationId {
+        match &self.body {
+            Body::View { relation, .. } => *relation,
+            Body::Sink { .. } => self.id,
+        }
+    }
+}
+
 /// What the dataflow does.
 #[derive(Debug)]
 pub enum Body {

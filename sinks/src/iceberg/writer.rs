@@ -14,6 +14,7 @@ use arrow::array::{Array, Float32Array, Float64Array, RecordBatch};
 use arrow::datatypes::DataType;
 use async_trait::async_trait;
 use iceberg::spec::{FormatVersion, serialize_data_file_to_json};
+use millrace_dataflow::blame;
 use millrace_dataflow::delta::Diffs;
 use millrace_dataflow::env::{self, failpoint};
 use millrace_dataflow::error::{Error, ErrorKind, Result};
@@ -64,7 +65,9 @@ impl IcebergWriter {
         let Some(mut files) = self.files.take() else {
             return Err(Error::internal("a writer was used after it had failed"));
         };
+        let blame = blame::current();
         let (files, result) = tokio::task::spawn_blocking(move || {
+            let _blame = blame::enter_as(blame);
             let result = work(&mut files);
             (files, result)
         })

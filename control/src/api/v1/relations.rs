@@ -150,6 +150,8 @@ fn relation(
             "offsets": live.offsets,
             "committed": live.committed,
             "backfill": live.backfill.as_ref().map(backfill),
+            "commit_interval_ms": live.commit_interval_ms,
+            "held_since": live.held_since,
         });
         if let Value::Object(facts) = facts {
             row.extend(facts);
