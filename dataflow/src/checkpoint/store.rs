@@ -26,11 +26,6 @@ use crate::plan::RelationId;
 use crate::state::{Blob, StoredPart, read_part_of};
 use tokio::io::AsyncWriteExt;
 
-/// Between two tries to read from a store that does not answer: the first pause, and that after which it
-/// is given up.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LAST_PAUSE: Duration = Duration::from_secs(20);
-
 /// Bytes gathered before they are handed to the store.
 const BUFFER: usize = 4 << 20;
 
@@ -387,18 +382,19 @@ impl Blob for RemoteObject {
     fn length(&self) -> u64 {
         self.length
     }
+    /// A store that does not answer is asked until it does: whoever restores cannot go on without.
     fn read(&self, at: u64, length: usize) -> Result<Bytes> {
         let range = at..at + length as u64;
-        let mut pause = FIRST_PAUSE;
+        let mut pause = Duration::from_millis(20);
         loop {
             let read = self.store.get_range(&self.path, range.clone());
             match self.runtime.block_on(read).map_err(store_error) {
-                // Who asks cannot do without, and the object was there when it was opened.
-                Err(e) if e.kind == ErrorKind::Unavailable && pause < LAST_PAUSE => {
+                Err(error) if error.kind == ErrorKind::Unavailable => {
+                    tracing::warn!(%error, "a checkpoint is read once more");
                     std::thread::sleep(pause);
-                    pause *= 2;
+                    pause = (2 * pause).min(Duration::from_secs(5));
                 }
-                read => return read,
+                done => return done,
             }
         }
     }

@@ -131,6 +131,42 @@ fn a_process_that_dies_or_is_stopped_ends_the_incarnation_for_all() {
     assert!(server.terminate().success());
 }
 
+#[test]
+fn what_is_paused_or_fails_is_so_in_all_processes() {
+    let mut server = Server::prepare(&["--workers", "1", "--processes", "2"]);
+    server.start_again(&[("MILLRACE_FAILPOINTS", "view.bad=panic")]);
+    create(&server);
+    let rows = |server: &Server, view: &str| {
+        server.rows(&format!("SELECT count(*), sum(n) FROM {view}"))[0].clone()
+    };
+    server.run("ALTER MATERIALIZED VIEW per_auction PAUSE");
+    let before = rows(&server, "per_auction");
+    server.kill_worker();
+    server.caught_up(&[Fed::Ended("bid")], LIMIT);
+    assert_eq!(rows(&server, "per_auction"), before);
+    assert_eq!(rows(&server, "per_bidder")[1], json!(55_200));
+    // Whichever process panics first: it is the view that is given up, not the server.
+    let body = json!({ "sql": "CREATE MATERIALIZED VIEW bad AS SELECT bidder, count(*) AS n FROM bid GROUP BY bidder" });
+    let headers = [("Content-Type", "application/json")];
+    let path = "/api/v1/sql";
+    let body = body.to_string();
+    let _ = millrace_tests::http::request(&server.address, "POST", path, &headers, body.as_bytes());
+    wait::until("it to be given up", LIMIT, || {
+        let path = "/api/v1/views/bad";
+        let answer = millrace_tests::http::request(&server.address, "GET", path, &[], b"");
+        let answer = answer.map_err(|e| e.to_string())?;
+        match answer.status {
+            200 if answer.json()["state"] == "failed" => Ok(()),
+            status => Err(format!("{status}: {}", answer.text())),
+        }
+    });
+    assert_eq!(server.worker_pids().len(), 1);
+    assert_eq!(rows(&server, "per_auction"), before);
+    server.run("ALTER MATERIALIZED VIEW per_auction RESUME");
+    assert_eq!(rows(&server, "per_auction")[1], json!(55_200));
+    assert!(server.terminate().success());
+}
+
 /// Not to be started by hand, and the secret is not to be seen.
 #[test]
 fn a_worker_process_belongs_to_a_server() {

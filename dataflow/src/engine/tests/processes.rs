@@ -385,6 +385,79 @@ fn one_process_becomes_two_and_one_again_and_the_sink_has_each_row_once() {
 }
 
 #[test]
+fn what_is_paused_waits_in_all_processes_and_across_their_number() {
+    runtime().block_on(async {
+        let bed = Bed::new();
+        let recipes = [
+            recipe("divisible", 10, 1, 3),
+            recipe("counted", 30, 10, 97),
+            recipe("counted", 40, 1, 97),
+            recipe("sink", 20, 10, 0),
+        ];
+        let of_thirds = |below: u64| -> Vec<(i64, i64)> {
+            let thirds = (0..below as i64).filter(|x| x % 3 == 0);
+            let mut counts = BTreeMap::new();
+            thirds.for_each(|x| *counts.entry(x % 97).or_default() += 1);
+            counts.into_iter().collect()
+        };
+        let (view, sink) = (RelationId(10), RelationId(20));
+        let mut rows = 0;
+        for (round, (processes, workers)) in
+            [(2, 1), (1, 1), (2, 2), (3, 1)].into_iter().enumerate()
+        {
+            let known: &[Recipe] = if round == 0 { &[] } else { &recipes };
+            let plane = bed
+                .start_processes(processes, workers, u64::MAX, known, 0)
+                .await;
+            let engine = &plane.engine;
+            if round == 0 {
+                engine.create(bed.source(u64::MAX)).await.expect("source");
+                for recipe in &recipes {
+                    plane.create(&bed, recipe).await.expect("created");
+                }
+                bed.available.store(1_000, Ordering::SeqCst);
+                bound(engine, 1_000).await;
+                assert_eq!(engine.pause(view).await.expect("pauses"), Changed::Yes);
+                assert_eq!(numbers(engine, 10).await, expect(1_000, 3));
+                rows = 1_000;
+            }
+            assert_eq!(state_of(engine, 10).0, "paused");
+            rows += 2_000;
+            bed.available.store(rows, Ordering::SeqCst);
+            bound(engine, rows - 500).await;
+            engine.checkpoint().await.expect("checkpoint");
+            bound(engine, rows).await;
+            assert_eq!(numbers(engine, 10).await, expect(1_000, 3), "{round}");
+            assert_eq!(counts(engine, 30).await, of_thirds(1_000), "{round}");
+            assert_eq!(counts(engine, 40).await, expect_counts(rows, 97), "{round}");
+            if round == 3 {
+                assert_eq!(engine.pause(sink).await.expect("pauses"), Changed::Yes);
+                engine.resume(view).await.expect("resumes");
+                assert_eq!(numbers(engine, 10).await, expect(rows, 3));
+                assert_eq!(counts(engine, 30).await, of_thirds(rows));
+                engine.checkpoint().await.expect("checkpoint");
+                let mut written = lock(&bed.destination.0).0.clone();
+                written.sort_unstable();
+                assert_eq!(written, expect(1_000, 3), "the sink is paused");
+                engine.resume(sink).await.expect("resumes");
+                plane.stop().await;
+            } else if round == 1 {
+                plane.stop().await;
+            } else {
+                // As a crash leaves it: with bindings after the checkpoint.
+                engine.ask(Request::Stop).expect("runs");
+                for process in plane.processes {
+                    process.join().expect("no panic").expect("ends well");
+                }
+            }
+        }
+        let mut written = lock(&bed.destination.0).0.clone();
+        written.sort_unstable();
+        assert_eq!(written, expect(rows, 3));
+    });
+}
+
+#[test]
 fn each_process_writes_its_own_changes_to_a_checkpoint() {
     runtime().block_on(async {
         let bed = Bed::new();

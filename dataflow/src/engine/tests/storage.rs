@@ -42,6 +42,7 @@ impl Bed {
             destination: Arc::default(),
             starts: AtomicU64::new(self.starts.load(Ordering::SeqCst)),
             store: None,
+            failed: BTreeMap::new(),
         }
     }
 }
