@@ -125,6 +125,10 @@ pub struct SqlArgs {
     pub file: Option<PathBuf>,
 }
 
+/// Bytes of `--memory` for each row under way, and how many there may be at least.
+const ROW_UNDER_WAY: usize = 4096;
+const LEAST_ROWS: u64 = 65_536;
+
 /// Below this there is no room for state.
 const LEAST_MEMORY: usize = 256 << 20;
 
@@ -263,6 +267,9 @@ impl Config {
             let memory = parse_size("memory", &text)?;
             config.memory = Some(memory);
             config.query_memory = config.query_memory.min(memory / 4);
+            // Rows under way, in several forms, are a good part of what is not state.
+            let rows = (memory / ROW_UNDER_WAY) as u64;
+            config.max_rows_in_flight = config.max_rows_in_flight.min(rows.max(LEAST_ROWS));
             config.max_result = config.max_result.min(memory / 8);
         }
         if let Some(text) = pick(&args.query_memory, "MILLRACE_QUERY_MEMORY") {
@@ -283,7 +290,7 @@ impl Config {
     /// rows under way, decoding, checkpoints being written, queries) is left room for.
     pub fn state_memory(&self) -> Option<u64> {
         let memory = self.memory? as u64;
-        Some((memory / 5 * 2).max(memory.saturating_sub(1 << 30)))
+        Some((memory / 2).max(memory.saturating_sub(1 << 30)))
     }
 
     /// Checks the ranges of all settings.

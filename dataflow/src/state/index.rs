@@ -42,7 +42,7 @@ impl Index {
     /// An empty index with room for `expected` rows.
     pub(super) fn new(account: Option<&Arc<Account>>, expected: usize) -> Self {
         let mut index = Self {
-            charge: Charge::new(account.cloned()),
+            charge: Charge::fixed(account.cloned()),
             pad: PAD,
             ..Self::default()
         };

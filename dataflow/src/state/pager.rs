@@ -28,7 +28,10 @@ thread_local! {
 pub struct Pager {
     /// Bytes of pages and indexes that are wanted in memory at most.
     limit: u64,
+    /// What can be put out.
     resident: AtomicU64,
+    /// What cannot: indexes.
+    fixed: AtomicU64,
     file: Arc<SwapFile>,
     /// Why the last page could not be put out.
     trouble: Mutex<Option<String>>,
@@ -53,6 +56,7 @@ impl Pager {
         Ok(Arc::new(Self {
             limit,
             resident: AtomicU64::new(0),
+            fixed: AtomicU64::new(0),
             file: SwapFile::create(dir)?,
             trouble: Mutex::new(None),
         }))
@@ -68,15 +72,26 @@ impl Pager {
     #[inline]
     pub fn excess(&self) -> u64 {
         let resident = self.resident.load(Ordering::Relaxed);
-        if resident <= self.limit {
+        let room = self.room();
+        if resident <= room {
             return 0;
         }
-        resident - (self.limit - self.limit / 32)
+        resident - (room - room / 32)
+    }
+
+    /// For pages: what indexes leave, but never so little that all work would be paging.
+    #[inline]
+    fn room(&self) -> u64 {
+        let left = self
+            .limit
+            .saturating_sub(self.fixed.load(Ordering::Relaxed));
+        left.max(self.limit / 8)
     }
 
     /// Much more is in memory than wanted: others do not put out what they ought to.
     fn urgent(&self) -> bool {
-        self.resident.load(Ordering::Relaxed) > self.limit + self.limit / 16
+        let room = self.room();
+        self.resident.load(Ordering::Relaxed) > room + room / 8
     }
 
     /// Puts bytes out; `None` when that fails.
@@ -108,7 +123,7 @@ impl Pager {
     pub fn stats(&self) -> PagerStats {
         let (swapped, written, read) = self.file.stats();
         PagerStats {
-            resident: self.resident.load(Ordering::Relaxed),
+            resident: self.resident.load(Ordering::Relaxed) + self.fixed.load(Ordering::Relaxed),
             limit: self.limit,
             swapped,
             written,
@@ -175,16 +190,21 @@ impl Account {
         })
     }
 
-    fn add(&self, bytes: u64) {
+    /// The pager's counter of what can be put out, or cannot.
+    fn counter(&self, fixed: bool) -> Option<&AtomicU64> {
+        let pager = self.pager.as_ref()?;
+        Some(if fixed { &pager.fixed } else { &pager.resident })
+    }
+    fn add(&self, bytes: u64, fixed: bool) {
         self.resident.fetch_add(bytes, Ordering::Relaxed);
-        if let Some(pager) = &self.pager {
-            pager.resident.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(counter) = self.counter(fixed) {
+            counter.fetch_add(bytes, Ordering::Relaxed);
         }
     }
-    fn subtract(&self, bytes: u64) {
+    fn subtract(&self, bytes: u64, fixed: bool) {
         self.resident.fetch_sub(bytes, Ordering::Relaxed);
-        if let Some(pager) = &self.pager {
-            pager.resident.fetch_sub(bytes, Ordering::Relaxed);
+        if let Some(counter) = self.counter(fixed) {
+            counter.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
 }
@@ -218,11 +238,23 @@ impl Drop for Out {
 pub(crate) struct Charge {
     account: Option<Arc<Account>>,
     bytes: u64,
+    /// It cannot be put out.
+    fixed: bool,
 }
 
 impl Charge {
     pub(crate) fn new(account: Option<Arc<Account>>) -> Self {
-        Self { account, bytes: 0 }
+        Self {
+            account,
+            bytes: 0,
+            fixed: false,
+        }
+    }
+    /// As [`Self::new`], for what cannot be put out.
+    pub(super) fn fixed(account: Option<Arc<Account>>) -> Self {
+        let mut charge = Self::new(account);
+        charge.fixed = true;
+        charge
     }
     pub(super) fn account(&self) -> Option<&Arc<Account>> {
         self.account.as_ref()
@@ -239,9 +271,9 @@ impl Charge {
     fn change(&mut self, bytes: u64) {
         if let Some(account) = &self.account {
             if bytes > self.bytes {
-                account.add(bytes - self.bytes);
+                account.add(bytes - self.bytes, self.fixed);
             } else {
-                account.subtract(self.bytes - bytes);
+                account.subtract(self.bytes - bytes, self.fixed);
             }
         }
         self.bytes = bytes;
@@ -251,6 +283,7 @@ impl Charge {
 impl Clone for Charge {
     fn clone(&self) -> Self {
         let mut clone = Self::new(self.account.clone());
+        clone.fixed = self.fixed;
         clone.change(self.bytes);
         clone
     }
