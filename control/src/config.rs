@@ -126,7 +126,7 @@ pub struct SqlArgs {
 }
 
 /// Bytes of `--memory` for each row under way, and how many there may be at least.
-const ROW_UNDER_WAY: usize = 4096;
+const ROW_UNDER_WAY: usize = 6144;
 const LEAST_ROWS: u64 = 65_536;
 
 /// Below this there is no room for state.
@@ -290,7 +290,7 @@ impl Config {
     /// rows under way, decoding, checkpoints being written, queries) is left room for.
     pub fn state_memory(&self) -> Option<u64> {
         let memory = self.memory? as u64;
-        Some((memory / 2).max(memory.saturating_sub(1 << 30)))
+        Some((memory / 5 * 2).max(memory.saturating_sub(1 << 30)))
     }
 
     /// Checks the ranges of all settings.

@@ -299,6 +299,11 @@ impl Coordinator {
         self.0.engine.pager_stats()
     }
 
+    /// State of every operator.
+    pub fn state(&self) -> Vec<millrace_dataflow::engine::shared::StateRow> {
+        self.0.engine.state()
+    }
+
     /// What keeps the engine from making progress, if anything does.
     pub fn trouble(&self) -> Option<Error> {
         self.0.engine.trouble()

@@ -20,13 +20,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use millrace_dataflow::engine::Failing;
 use millrace_dataflow::error::{Error, Result};
 use millrace_dataflow::plan::RelationId;
-use millrace_dataflow::time::Tick;
+use millrace_dataflow::time::{FIRST_MINTED as MINTED, Tick};
 use millrace_dataflow::{blame, env};
 
 /// Failures of one cause that stop a relation.
 const FAILURES: usize = 3;
-/// Ticks below are private: minted ones are milliseconds since 1970.
-const MINTED: Tick = 1_000_000_000_000;
 const FILE: &str = "failures.jsonl";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Of a message, in characters.

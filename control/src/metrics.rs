@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use millrace_dataflow::checkpoint::pause;
-use millrace_dataflow::engine::shared::{EngineStats, Status};
+use millrace_dataflow::engine::shared::{EngineStats, StateRow, Status};
 use millrace_dataflow::error::{Error, Result};
 use millrace_dataflow::state::PagerStats;
 use millrace_dataflow::worker::command::StateSize;
@@ -37,6 +37,7 @@ pub fn render(coordinator: Option<&Coordinator>, started: Instant) -> Result<Str
         if let Some(stats) = coordinator.pager_stats() {
             pager(&registry, stats)?;
         }
+        key_groups(&registry, &coordinator.state())?;
         let world = coordinator.world();
         let failed = world
             .entries
@@ -224,6 +225,41 @@ fn relations(registry: &Registry, status: &[Status]) -> Result<()> {
     }
     register(registry, watermark)?;
     register(registry, state)
+}
+
+/// By worker, because a key group lives on one of them.
+fn key_groups(registry: &Registry, state: &[StateRow]) -> Result<()> {
+    type Pick = fn(&StateRow) -> Option<u64>;
+    let parts: [(&str, &str, Pick); 2] = [
+        (
+            "millrace_operator_key_groups",
+            "Key groups of one operator that hold rows, as of the last checkpoint",
+            |row| row.usage.groups.map(u64::from),
+        ),
+        (
+            "millrace_operator_hottest_group_rows",
+            "Rows of the hottest key group that were written between the last two checkpoints",
+            |row| row.usage.hottest.first().map(|(_, rows)| *rows),
+        ),
+    ];
+    for (name, help, pick) in parts {
+        let labels = &["relation", "operator", "worker"];
+        let family = IntGaugeVec::new(Opts::new(name, help), labels).map_err(failed)?;
+        for row in state {
+            if let Some(value) = pick(row) {
+                let worker = row.worker.to_string();
+                family
+                    .with_label_values(&[
+                        row.relation.as_str(),
+                        row.operator.as_str(),
+                        worker.as_str(),
+                    ])
+                    .set(i64::try_from(value).unwrap_or(i64::MAX));
+            }
+        }
+        register(registry, family)?;
+    }
+    Ok(())
 }
 
 /// Workers and processes of the data plane.

@@ -8,6 +8,7 @@
 //!   `max_result`.
 
 pub mod source_table;
+pub mod system;
 pub mod view_table;
 
 use std::sync::Arc;

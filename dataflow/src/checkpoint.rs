@@ -23,6 +23,7 @@ pub mod manifest;
 pub mod parts;
 pub mod pause;
 pub mod store;
+pub mod usage;
 
 use std::collections::BTreeMap;
 

@@ -4,6 +4,8 @@
 //! physical expressions over the columns of the node's input, already in checked arithmetic.
 
 mod changes;
+mod computation;
+mod iterations;
 mod share;
 
 use std::fmt;
@@ -11,6 +13,9 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::physical_expr::PhysicalExpr;
+
+pub use computation::{Computation, OrderColumn, Slot};
+pub use iterations::Iterations;
 
 /// Identifies a source, view or sink in a data plane; never reused.
 #[derive(
@@ -158,6 +163,21 @@ pub enum Op {
         filter: Option<Arc<dyn PhysicalExpr>>,
         left_close: Option<CloseRule>,
         right_close: Option<CloseRule>,
+    },
+    /// Partitions that are computed anew when they change. See [`crate::kernel::recompute`].
+    Recompute {
+        inputs: Vec<NodeId>,
+        /// By input, the columns of its partitions (none: all rows are one).
+        keys: Vec<Vec<usize>>,
+        compute: Arc<Computation>,
+        close: Option<CloseRule>,
+        emit: Emit,
+        allowed_lateness_us: i64,
+    },
+    /// Each row to any number of rows, by itself: the computation over a batch of rows.
+    Expand {
+        input: NodeId,
+        compute: Arc<Computation>,
     },
     /// UNION ALL; all inputs have the same column types.
     Union {

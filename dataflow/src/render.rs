@@ -7,6 +7,7 @@
 pub mod check;
 mod gate;
 pub mod nodes;
+pub mod recompute;
 pub mod sink;
 
 use std::cell::{Cell, RefCell};

@@ -17,3 +17,6 @@ pub type Watermark = i64;
 pub const NO_WATERMARK: Watermark = i64::MIN;
 /// The source has ended: every window can close.
 pub const END_OF_TIME: Watermark = i64::MAX;
+
+/// Minted ticks are milliseconds since 1970; those below are private ones, which count from 1.
+pub const FIRST_MINTED: Tick = 1_000_000_000_000;

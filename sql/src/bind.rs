@@ -342,7 +342,7 @@ fn describe(context: &Context<'_>, name: String) -> Result<DescribeDef> {
             event_time: relation.event_time,
             append_only: relation.append_only,
         },
-        Found::Lake(_, columns) => DescribeDef {
+        Found::Lake(_, columns) | Found::System(_, columns) => DescribeDef {
             name,
             event_time: vec![None; columns.fields().len()],
             columns,

@@ -1,6 +1,7 @@
 //! An immutable picture of what exists, as binding sees it.
 
 mod provider;
+pub mod system;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -121,6 +122,8 @@ pub(crate) enum Found {
     Lake(LakeName, SchemaRef),
     /// A logical view and its text.
     View(String, String),
+    /// What the server says of itself.
+    System(String, SchemaRef),
 }
 
 /// A relation of the engine, with what planning wants to know of it.
@@ -183,6 +186,12 @@ impl CatalogPicture {
                 }));
             }
         }
+        if let Some(schema) = system::relation(name) {
+            return Ok(Found::System(name.to_string(), schema));
+        }
+        if name.starts_with("millrace.") {
+            return Err(unknown_relation(name, system::NAMES.iter().copied()));
+        }
         if name.contains('.') {
             let lake = LakeName::parse(name)?;
             if let Some(schema) = self.lake.get(&lake) {
@@ -207,6 +216,7 @@ impl CatalogPicture {
             names.extend(system.iter().map(|s| format!("{name}${}", s.suffix)));
         }
         names.extend(self.lake.keys().map(ToString::to_string));
+        names.extend(system::NAMES.iter().map(ToString::to_string));
         names
     }
 }

@@ -290,7 +290,42 @@ fn operator(text: &mut String, plan: &Plan, node: &Node) {
             let inputs: Vec<String> = inputs.iter().map(|i| format!("%{i}")).collect();
             write!(text, "union {}", inputs.join(", "))
         }
+        Op::Expand { input, compute } => {
+            write!(text, "expand %{input}: {}", one_line(&compute.text))
+        }
+        Op::Recompute {
+            inputs,
+            keys,
+            compute,
+            close,
+            emit,
+            allowed_lateness_us,
+        } => {
+            let of = |(input, keys): (&usize, &Vec<usize>)| {
+                let keys: Vec<String> = keys.iter().map(|k| name(*input, *k)).collect();
+                format!("%{input} by [{}]", keys.join(", "))
+            };
+            let parts: Vec<String> = inputs.iter().zip(keys).map(of).collect();
+            let _ = write!(text, "recompute {}", parts.join(", "));
+            if let (Some(CloseRule { key, delay_us }), Some(input)) = (close, inputs.first()) {
+                let column = name(*input, keys[0][*key]);
+                let _ = write!(text, ", closes at {}", at(&column, *delay_us));
+            }
+            if *allowed_lateness_us > 0 {
+                let _ = write!(text, ", lateness {}", duration(*allowed_lateness_us));
+            }
+            if *emit == Emit::OnClose {
+                let _ = write!(text, ", emits on close");
+            }
+            write!(text, ": {}", one_line(&compute.text))
+        }
     };
+}
+
+/// A plan in one line, outermost first.
+fn one_line(plan: &str) -> String {
+    let lines: Vec<&str> = plan.lines().map(str::trim).collect();
+    lines.join(" <- ")
 }
 
 fn at(column: &str, delay_us: i64) -> String {

@@ -44,6 +44,8 @@ pub enum RelationRef {
     },
     /// A table of the lake.
     Lake { name: LakeName, schema: SchemaRef },
+    /// What the server says of itself: see [`crate::catalog::system`].
+    System { name: String, schema: SchemaRef },
 }
 
 /// Applies the policy.
@@ -81,6 +83,10 @@ fn relation(scan: &TableScan) -> Option<RelationRef> {
             source: r.source.is_some(),
         },
         Scanned::Lake(name, schema) => RelationRef::Lake {
+            name: name.clone(),
+            schema: Arc::clone(schema),
+        },
+        Scanned::System(name, schema) => RelationRef::System {
             name: name.clone(),
             schema: Arc::clone(schema),
         },
@@ -136,6 +142,7 @@ fn same_columns(relation: &RelationRef, given: &SchemaRef) -> Result<()> {
     let (name, wanted) = match relation {
         RelationRef::Engine { name, schema, .. } => (name.clone(), schema),
         RelationRef::Lake { name, schema } => (name.to_string(), schema),
+        RelationRef::System { name, schema } => (name.clone(), schema),
     };
     let same = wanted.fields().len() == given.fields().len()
         && wanted

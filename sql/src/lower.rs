@@ -9,11 +9,14 @@
 //! * What cannot be kept up to date is refused with the reason and a way out (`lower::refuse`).
 
 mod aggregate;
+mod compute;
 mod event;
 mod join;
 mod refuse;
+mod slot;
 mod values;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::datatypes::{Schema, SchemaRef};
@@ -36,6 +39,7 @@ use crate::windows::WindowNode;
 
 use event::{Event, Events};
 pub(crate) use refuse::refuse_unmaintainable;
+pub(crate) use slot::SlotPlanner;
 
 /// A view as operators.
 #[derive(Debug, Clone)]
@@ -60,6 +64,7 @@ pub fn lower(guarded: &Guarded) -> Result<Lowered> {
             rules,
             notices: Vec::new(),
             aggregates: 0,
+            shared: BTreeSet::new(),
         };
         let root = lowering.build(&optimized)?;
         let root = lowering.finish(root, &optimized)?;
@@ -100,6 +105,8 @@ struct Lowering<'a> {
     notices: Vec<String>,
     /// Aggregates that close.
     aggregates: usize,
+    /// Nodes that several others read: nothing is fused into them.
+    shared: BTreeSet<NodeId>,
 }
 
 impl Lowering<'_> {
@@ -131,6 +138,18 @@ impl Lowering<'_> {
             LogicalPlan::Aggregate(aggregate) => self.aggregate(aggregate),
             LogicalPlan::Distinct(distinct) => self.distinct(distinct.input()),
             LogicalPlan::Join(join) => self.join(join),
+            LogicalPlan::Window(window) => self.over(window),
+            LogicalPlan::Limit(limit) => self.limit(limit),
+            LogicalPlan::Sort(sort) => match sort.fetch {
+                Some(fetch) => self.top(&sort.input, &sort.expr, 0, Some(fetch)),
+                None => {
+                    self.notices
+                        .push("a view has no order: ORDER BY without LIMIT has no effect".into());
+                    self.build(&sort.input)
+                }
+            },
+            LogicalPlan::Unnest(_) => self.unnest(plan),
+            LogicalPlan::RecursiveQuery(_) => self.whole(plan, "WITH RECURSIVE"),
             LogicalPlan::Union(union) => {
                 let mut streams = Vec::with_capacity(union.inputs.len());
                 for input in &union.inputs {
@@ -163,6 +182,12 @@ impl Lowering<'_> {
                     "a view over the table \"{name}\" is not supported yet"
                 ))
                 .hint("query the table together with views, or read its files as a source"));
+            }
+            Scanned::System(name, _) => {
+                return Err(Error::unsupported(format!(
+                    "\"{name}\" has no changes that a view could follow"
+                ))
+                .hint("query it"));
             }
         };
         if !scan.filters.is_empty() || scan.fetch.is_some() {
@@ -198,6 +223,7 @@ impl Lowering<'_> {
     fn map(&mut self, input: NodeId, step: MapStep, schema: SchemaRef) -> NodeId {
         let last = self.nodes.len() - 1;
         if input == last
+            && !self.shared.contains(&last)
             && let Op::Map { steps, .. } = &mut self.nodes[last].op
         {
             steps.push(step);
@@ -254,6 +280,29 @@ impl Lowering<'_> {
                 schema,
             ),
         };
+        Stream { node, events }
+    }
+
+    /// As [`Self::project_physical`], and never fused into a node that others read too.
+    fn project_physical_apart(
+        &mut self,
+        input: Stream,
+        exprs: Vec<Arc<dyn PhysicalExpr>>,
+        schema: SchemaRef,
+    ) -> Stream {
+        let events = exprs
+            .iter()
+            .map(|e| column_of(e).and_then(|i| input.events[i]))
+            .collect();
+        let append_only = self.nodes[input.node].append_only;
+        let node = self.push(
+            Op::Map {
+                input: input.node,
+                steps: vec![MapStep::Project(exprs, Arc::clone(&schema))],
+            },
+            schema,
+            append_only,
+        );
         Stream { node, events }
     }
 

@@ -9,9 +9,10 @@ mod definite_filters;
 mod push_filters;
 mod types;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use datafusion::common::Result as DfResult;
+use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::optimizer::analyzer::resolve_grouping_function::ResolveGroupingFunction;
 use datafusion::optimizer::analyzer::type_coercion::TypeCoercion;
@@ -31,10 +32,12 @@ use datafusion::optimizer::rewrite_set_comparison::RewriteSetComparison;
 use datafusion::optimizer::scalar_subquery_to_join::ScalarSubqueryToJoin;
 use datafusion::optimizer::simplify_expressions::SimplifyExpressions;
 use datafusion::optimizer::single_distinct_to_groupby::SingleDistinctToGroupBy;
-use datafusion::optimizer::{Analyzer, Optimizer, OptimizerContext, OptimizerRule};
+use datafusion::optimizer::{Analyzer, Optimizer, OptimizerRule};
+use datafusion::prelude::SessionConfig;
 
 use crate::catalog::OPTIONS;
 use crate::checked::{Checked, short_circuit};
+use crate::functions::functions;
 use definite_filters::DefiniteFilters;
 use push_filters::PushFilters;
 use types::PostgresTypes;
@@ -90,11 +93,17 @@ fn common_rules() -> Rules {
     ]
 }
 
+/// What the rules for views look up: options and functions. It has no time, so `now()` stays.
+static RULES_CONTEXT: LazyLock<SessionState> = LazyLock::new(|| {
+    SessionStateBuilder::new()
+        .with_config(SessionConfig::from(OPTIONS.clone()))
+        .with_aggregate_functions(functions().aggregate.values().cloned().collect())
+        .build()
+});
+
 /// Optimizes the plan of a view.
 pub(crate) fn optimize_view(plan: LogicalPlan) -> DfResult<LogicalPlan> {
-    let context = OptimizerContext::new_with_config_options(Arc::new(OPTIONS.clone()))
-        .without_query_execution_start_time();
-    let plan = Optimizer::with_rules(view_rules()).optimize(plan, &context, |_, _| {})?;
+    let plan = Optimizer::with_rules(view_rules()).optimize(plan, &*RULES_CONTEXT, |_, _| {})?;
     bound_constants(&plan)?;
     short_circuit(plan)
 }

@@ -25,6 +25,7 @@ use crate::bind::shown_schema;
 use crate::checked::short_circuit;
 use crate::error::execution_error;
 use crate::functions::functions;
+use crate::lower::SlotPlanner;
 use crate::optimize::{bound_constants, query_rules};
 use crate::stack::on_big_stack;
 use crate::windows::WindowPlanner;
@@ -145,9 +146,12 @@ impl QueryPlanner for Planner {
         plan: &LogicalPlan,
         state: &SessionState,
     ) -> DfResult<Arc<dyn ExecutionPlan>> {
-        DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(WindowPlanner)])
-            .create_physical_plan(plan, state)
-            .await
+        DefaultPhysicalPlanner::with_extension_planners(vec![
+            Arc::new(WindowPlanner),
+            Arc::new(SlotPlanner),
+        ])
+        .create_physical_plan(plan, state)
+        .await
     }
 }
 

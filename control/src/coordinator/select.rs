@@ -40,6 +40,9 @@ impl Coordinator {
                     }
                     providers.insert(name.to_string(), table);
                 }
+                RelationRef::System { name, .. } => {
+                    providers.insert(name.clone(), query::system::table(name, &inner.engine)?);
+                }
                 RelationRef::Engine {
                     name, source: true, ..
                 } => {
@@ -55,7 +58,7 @@ impl Coordinator {
         let (tick, mut notices) = self.read_views(world, &relations, &mut providers).await?;
         let executable = guarded.resolve(&|relation| {
             let name = match relation {
-                RelationRef::Engine { name, .. } => name.clone(),
+                RelationRef::Engine { name, .. } | RelationRef::System { name, .. } => name.clone(),
                 RelationRef::Lake { name, .. } => name.to_string(),
             };
             providers

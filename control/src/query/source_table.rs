@@ -183,9 +183,12 @@ impl TableProvider for SourceTable {
         if append_only {
             let partitions = readers
                 .into_iter()
-                .map(|reader| -> Arc<dyn PartitionStream> {
+                .enumerate()
+                .map(|(number, reader)| -> Arc<dyn PartitionStream> {
                     Arc::new(Partition {
                         scan: Arc::clone(&scan),
+                        source: Arc::clone(&self.source),
+                        number,
                         reader: Mutex::new(Some(reader)),
                         rejected: Arc::clone(&self.rejected),
                     })
@@ -204,9 +207,12 @@ impl TableProvider for SourceTable {
     }
 }
 
-/// One reader; it can be executed once.
+/// One reader. A recursive query executes it again for each iteration, and opens it anew.
 struct Partition {
     scan: Arc<Scan>,
+    source: Arc<dyn Source>,
+    /// Among the readers of the source.
+    number: usize,
     reader: Mutex<Option<Box<dyn Reader>>>,
     rejected: Arc<AtomicU64>,
 }
@@ -229,12 +235,22 @@ impl PartitionStream for Partition {
         let out = stream.tx();
         let reader = self.reader.lock().ok().and_then(|mut reader| reader.take());
         let scan = Arc::clone(&self.scan);
-        let rejected = Arc::clone(&self.rejected);
+        // What is left out is counted once.
+        let rejected = match &reader {
+            Some(_) => Arc::clone(&self.rejected),
+            None => Arc::<AtomicU64>::default(),
+        };
+        let (source, number) = (Arc::clone(&self.source), self.number);
         stream.spawn_blocking(move || {
-            let Some(mut reader) = reader else {
-                return Err(DataFusionError::Internal(
-                    "a partition was read twice".to_string(),
-                ));
+            let mut reader = match reader {
+                Some(reader) => reader,
+                None => {
+                    let readers = source.open(&Offsets::default(), &scan.wanted);
+                    let again = readers.map_err(external)?.into_iter().nth(number);
+                    again.ok_or_else(|| {
+                        external(Error::unavailable("a source has changed while it was read"))
+                    })?
+                }
             };
             loop {
                 match reader.poll(None, WAIT).map_err(external)? {

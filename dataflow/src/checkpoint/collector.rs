@@ -14,8 +14,10 @@ use super::store::CheckpointStore;
 use crate::cluster::link::Link;
 use crate::cluster::wire::WirePart;
 use crate::engine::Meta;
+use crate::engine::shared::Shared;
 use crate::env;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ingest::lock;
 use crate::plan::RelationId;
 use crate::tick::Hold;
 use crate::time::Tick;
@@ -78,6 +80,8 @@ pub struct Collector {
     pub durable: watch::Receiver<Tick>,
     /// The checkpoint `latest` points to, and the one before it, with their ticks.
     pub kept: Vec<Kept>,
+    /// Where the usage of state is shown.
+    pub shared: Arc<Shared>,
     /// What `latest` points to.
     pub latest: Option<u64>,
     pub held: Held,
@@ -194,7 +198,13 @@ impl Collector {
             written.stages.extend(stages.filter(|s| kept(s.relation)));
             written.objects.extend(part.objects);
             written.bytes += part.bytes;
+            written.usage.extend(part.usage);
         }
+        let usage = std::mem::take(&mut written.usage);
+        *lock(&self.shared.usage) = usage
+            .into_iter()
+            .map(|(relation, stage, worker, usage)| ((relation, stage, worker), usage))
+            .collect();
         env::failpoint("ckpt.part.after_upload");
         let manifest = CheckpointManifest {
             version: VERSION,

@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::increment::Increment;
 use super::manifest::{ObjectEntry, ObjectId, StageEntry};
 use super::store::{CheckpointStore, ObjectWriter};
+use super::usage::Usage;
 use super::{Message, StageParts};
 use crate::cluster::wire::WirePart;
 use crate::error::{Error, Result};
@@ -87,10 +88,14 @@ pub async fn write_all(
 ) -> Result<(WirePart, Held)> {
     let mut by_worker: BTreeMap<usize, Vec<StageParts>> =
         workers.map(|w| (w, Vec::new())).collect();
+    let mut written = WirePart::default();
     for parts in parts {
+        let usage = Usage::of(&parts.parts);
+        written
+            .usage
+            .push((parts.relation, parts.stage, parts.worker, usage));
         by_worker.entry(parts.worker).or_default().push(parts);
     }
-    let mut written = WirePart::default();
     let mut now = Held::new();
     for (worker, parts) in by_worker {
         let object = ObjectId { checkpoint, worker };

@@ -12,7 +12,9 @@ use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::StageId;
 use crate::checkpoint::manifest::{ObjectEntry, StageEntry};
+use crate::checkpoint::usage::Usage;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::RelationId;
 use crate::sink::Committable;
@@ -223,6 +225,8 @@ pub struct WirePart {
     pub objects: Vec<ObjectEntry>,
     /// Written for this checkpoint.
     pub bytes: u64,
+    /// By relation, stage and worker of the data plane.
+    pub usage: Vec<(RelationId, StageId, usize, Usage)>,
 }
 
 /// What has changed in a worker process since the last report.

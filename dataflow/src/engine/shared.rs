@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::backfill::BackfillStatus;
+use crate::checkpoint::StageId;
 use crate::checkpoint::manifest::SourceState;
+use crate::checkpoint::usage::Usage;
 use crate::error::Error;
 use crate::ingest::lock;
 use crate::plan::RelationId;
@@ -46,6 +48,8 @@ pub struct Shared {
     /// Nothing from this tick on may be shown: a new plan has taken the place of an old one at it, and no
     /// checkpoint holds that yet. A crash would bring the old one back.
     pub held_from: tokio::sync::watch::Sender<Option<Tick>>,
+    /// Of the stages of each worker, as of the last checkpoint.
+    pub usage: Mutex<BTreeMap<(RelationId, StageId, usize), Usage>>,
     /// What may change while the engine runs.
     pub settings: tokio::sync::watch::Sender<Settings>,
     /// Asks for a checkpoint before the next one is due.
@@ -119,6 +123,24 @@ impl Shared {
             commit_ms: get(&s.commit_ms),
         }
     }
+}
+
+/// State of one operator on one worker, for people.
+#[derive(Debug, Clone)]
+pub struct StateRow {
+    pub relation: String,
+    /// `view` or `sink`.
+    pub kind: &'static str,
+    pub operator: String,
+    pub worker: usize,
+    pub rows: u64,
+    /// In memory, and in the swap file.
+    pub bytes: u64,
+    pub paged: u64,
+    pub usage: Usage,
+    /// No row is older than this tick; `None` where that is not known: what was restored or came as
+    /// history has no tick of its own.
+    pub since: Option<Tick>,
 }
 
 /// One source, view or sink, for people and metrics.

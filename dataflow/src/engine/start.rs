@@ -255,6 +255,7 @@ impl Engine {
             meta,
             durable: durable.clone(),
             kept: found.kept.clone(),
+            shared: Arc::clone(&shared),
             latest: found.latest,
             held: Held::new(),
         };

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::shared::Status;
+use super::shared::{StateRow, Status};
 use super::sinks::SinkStatus;
 use super::{Engine, Running};
+use crate::checkpoint::StageId;
 use crate::ingest::lock;
 use crate::plan::RelationId;
 use crate::time::{NO_WATERMARK, Tick};
@@ -94,6 +95,36 @@ impl Engine {
                 }
             })
             .collect()
+    }
+
+    /// State of every operator on every worker of this process.
+    pub fn state(&self) -> Vec<StateRow> {
+        let usage = lock(&self.inner.shared.usage).clone();
+        let mut rows = Vec::new();
+        for (id, running) in lock(&self.inner.items).iter() {
+            let (relation, kind, progress) = match running {
+                Running::View { item, progress, .. } => (&item.name, "view", progress),
+                Running::Sink { item, progress, .. } => (&item.name, "sink", progress),
+                Running::Source { .. } | Running::Failed { .. } => continue,
+            };
+            for (worker, stage, operator, size, since) in progress.counters.states() {
+                rows.push(StateRow {
+                    relation: relation.clone(),
+                    kind,
+                    operator: format!("{operator}-{stage}"),
+                    worker,
+                    rows: size.rows,
+                    bytes: size.bytes,
+                    paged: size.swapped,
+                    usage: usage
+                        .get(&(*id, StageId(stage), worker))
+                        .cloned()
+                        .unwrap_or_default(),
+                    since,
+                });
+            }
+        }
+        rows
     }
 
     fn source_status(&self, id: RelationId, name: &str) -> Status {

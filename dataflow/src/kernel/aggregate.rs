@@ -12,7 +12,8 @@
 //! * All partials of a tick come in one or more [`AggregateState::apply`], then one
 //!   [`AggregateState::finish`] with the tick's watermark.
 //! * With a close rule there is one table per value of the close key; it is dropped whole when
-//!   `watermark >= value + delay + allowed lateness`. Under EMIT CHANGES nothing is said of it.
+//!   `watermark >= value + delay + allowed lateness`. Under EMIT CHANGES nothing is said of it, so there
+//!   one table serves all values of a second ([`GRAIN_US`]) and goes with the last of them.
 //! * A delta of changes has retractions first; closed groups come by close time, then by key group and hash.
 
 mod groups;
@@ -35,6 +36,10 @@ use crate::plan::{AggregateCall, CloseRule, Emit, TimeWindow};
 use crate::state::{Part, PartData, Stateful, StoredPart};
 use crate::time::Watermark;
 use groups::Groups;
+
+/// Values of the close key that share a table under EMIT CHANGES. A raw event time as key would
+/// otherwise make a table of hardly any rows per microsecond.
+const GRAIN_US: i64 = 1_000_000;
 
 /// What an aggregation is. Keys and calls are over the columns of `input`.
 #[derive(Debug, Clone)]
@@ -161,9 +166,13 @@ impl AggregateState {
     fn add(&mut self, partials: &[Delta]) -> Result<()> {
         let read = |delta| Source::read(delta, &self.layout, &self.codec, self.spec.close);
         let sources = partials.iter().map(read).collect::<Result<Vec<_>>>()?;
+        let emit = self.spec.emit;
         let rows = sources.iter().enumerate().flat_map(|(number, source)| {
             let rows = source.hashes.iter().enumerate();
-            rows.map(move |(row, hash)| (source.time(row), *hash, number as u32, row as u32))
+            rows.map(move |(row, hash)| {
+                let at = grain(emit, source.time(row));
+                (at, *hash, number as u32, row as u32)
+            })
         });
         let order = Order::new(rows);
         for (time, run) in order.runs() {
@@ -222,7 +231,10 @@ impl AggregateState {
         let rule = self.spec.close?;
         let (value, _) = self.buckets.range(Some(i64::MIN)..).next()?;
         let value = *value;
-        let past = rule.delay_us.saturating_add(self.spec.allowed_lateness_us);
+        let mut past = rule.delay_us.saturating_add(self.spec.allowed_lateness_us);
+        if self.spec.emit == Emit::Changes {
+            past = past.saturating_add(GRAIN_US - 1);
+        }
         if watermark < value?.saturating_add(past) {
             return None;
         }
@@ -444,6 +456,14 @@ impl<'a> Source<'a> {
     }
 }
 
+/// The table in which groups of this value of the close key are.
+fn grain(emit: Emit, at: Time) -> Time {
+    match emit {
+        Emit::Changes => at.map(|at| at.saturating_sub(at.rem_euclid(GRAIN_US))),
+        Emit::OnClose => at,
+    }
+}
+
 fn bucket<'a>(
     buckets: &'a mut BTreeMap<Time, Groups>,
     at: Time,
@@ -543,6 +563,7 @@ impl Stateful for AggregateState {
                 "open" => None,
                 at => Some(at.parse().map_err(|_| strange())?),
             };
+            let at = grain(self.spec.emit, at);
             let groups = bucket(&mut self.buckets, at, (self.spec.emit, 0), &self.layout);
             groups
                 .state_mut(kind)

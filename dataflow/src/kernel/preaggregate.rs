@@ -23,19 +23,19 @@ use std::sync::Arc;
 use arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, RecordBatch, TimestampMicrosecondArray, UInt32Array,
 };
-use arrow::buffer::BooleanBuffer;
 use arrow::compute::{is_not_null, take};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType};
 
 use super::accumulator::Layout;
 use super::accumulator::partial::{self, Grouped};
 use super::aggregate::AggregateSpec;
+use super::late::{self, not};
 use super::map::build;
 use super::window::OUT_OF_RANGE;
 use super::{RowErrors, nullable};
 use crate::delta::Delta;
 use crate::key::{self, RowCodec};
-use crate::time::{END_OF_TIME, NO_WATERMARK, Watermark};
+use crate::time::Watermark;
 use grouping::Grouping;
 use panes::Panes;
 
@@ -290,32 +290,12 @@ impl PreAggregate {
 
     /// Values of the close key below this one are closed.
     fn open_from(&self, watermark: Watermark) -> i64 {
-        match (&self.spec.close, watermark) {
-            (None, _) | (_, NO_WATERMARK) => i64::MIN,
-            (_, END_OF_TIME) => END_OF_TIME,
-            (Some(rule), watermark) => {
-                // value + past <= watermark
-                let past = rule.delay_us.saturating_add(self.spec.allowed_lateness_us);
-                watermark
-                    .checked_sub(past)
-                    .map_or(i64::MIN, |last| last.saturating_add(1))
-            }
-        }
+        late::open_from(self.spec.close, self.spec.allowed_lateness_us, watermark)
     }
 
     /// Rows that are late by a column of the batch; `None` when none is.
     fn late(&self, column: &ArrayRef, watermark: Watermark) -> Option<BooleanArray> {
-        let open = self.open_from(watermark);
-        if open == i64::MIN {
-            return None;
-        }
-        let times = column.as_primitive::<TimestampMicrosecondType>();
-        let late: BooleanBuffer = times.values().iter().map(|value| *value < open).collect();
-        let late = match times.nulls() {
-            Some(nulls) => &late & nulls.inner(),
-            None => late,
-        };
-        (late.count_set_bits() > 0).then(|| BooleanArray::new(late, None))
+        late::late(column, self.open_from(watermark))
     }
 
     /// The given (row, window start) pairs as rows of the windowed input; `None` when there is none.
@@ -378,10 +358,6 @@ fn times(batch: &RecordBatch, column: usize) -> &TimestampMicrosecondArray {
     batch
         .column(column)
         .as_primitive::<TimestampMicrosecondType>()
-}
-
-fn not(mask: &BooleanArray) -> BooleanArray {
-    BooleanArray::new(!mask.values(), None)
 }
 
 fn pick(column: &ArrayRef, rows: &UInt32Array) -> ArrayRef {

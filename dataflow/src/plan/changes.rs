@@ -14,7 +14,16 @@ impl Plan {
             changing[id] = match &node.op {
                 Op::Input { relation: r, .. } => *r == relation,
                 Op::Values { .. } => false,
-                Op::Map { input, .. } | Op::Window { input, .. } => changing[*input],
+                Op::Map { input, .. } | Op::Window { input, .. } | Op::Expand { input, .. } => {
+                    changing[*input]
+                }
+                Op::Recompute { inputs, close, .. } => {
+                    let any = inputs.iter().any(|input| changing[*input]);
+                    if any && close.is_some() {
+                        return Some("its windows close by the watermark, and stay as they are");
+                    }
+                    any
+                }
                 Op::Union { inputs } => inputs.iter().any(|input| changing[*input]),
                 Op::Aggregate {
                     input,

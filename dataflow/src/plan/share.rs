@@ -46,7 +46,10 @@ impl Op {
                 visit(left);
                 visit(right);
             }
-            Self::Union { inputs } => inputs.iter_mut().for_each(visit),
+            Self::Expand { input, .. } => visit(input),
+            Self::Recompute { inputs, .. } | Self::Union { inputs } => {
+                inputs.iter_mut().for_each(visit)
+            }
         }
     }
 }

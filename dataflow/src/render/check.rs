@@ -4,6 +4,7 @@
 //! here first, where it is an answer to whoever asked.
 
 use super::nodes::{aggregate_spec, join_spec};
+use super::recompute::recompute_spec;
 use crate::error::{Error, Result};
 use crate::kernel::contents::Contents;
 use crate::kernel::window::WindowKernel;
@@ -35,7 +36,12 @@ pub fn check(plan: &Plan) -> Result<()> {
                     RowCodec::rows(schema.fields().iter().map(|f| f.data_type().clone()))?;
                 }
             }
-            Op::Input { .. } | Op::Values { .. } | Op::Map { .. } | Op::Union { .. } => {}
+            Op::Recompute { .. } => recompute_spec(plan, id).validate()?,
+            Op::Expand { .. }
+            | Op::Input { .. }
+            | Op::Values { .. }
+            | Op::Map { .. }
+            | Op::Union { .. } => {}
         }
     }
     Contents::new(plan.schema(), plan.append_only, Share::ALL)

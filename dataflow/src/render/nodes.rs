@@ -8,7 +8,7 @@ use timely::dataflow::Stream;
 use timely::dataflow::operators::core::Concatenate;
 use timely::dataflow::operators::generic::operator::source;
 
-use super::{Build, Inputs, pick};
+use super::{Build, Inputs, pick, recompute};
 use crate::checkpoint::StageId;
 use crate::delta::Delta;
 use crate::delta::exchange::Route;
@@ -25,7 +25,7 @@ use crate::tick::hold_of;
 use crate::time::{NO_WATERMARK, Tick};
 use crate::worker::command::{Progress, StateSize};
 
-type Deltas<'s> = Stream<'s, Tick, Delta>;
+pub(super) type Deltas<'s> = Stream<'s, Tick, Delta>;
 
 /// Sources whose watermarks hold back this node.
 pub fn sources_below(build: &Build<'_, '_>, op: &Op, below: &[Vec<RelationId>]) -> Vec<RelationId> {
@@ -36,14 +36,19 @@ pub fn sources_below(build: &Build<'_, '_>, op: &Op, below: &[Vec<RelationId>]) 
             sources.insert(hold_of(build.install.relation()));
         }
         Op::Values { .. } => {}
-        Op::Map { input, .. } | Op::Window { input, .. } | Op::Aggregate { input, .. } => {
+        Op::Map { input, .. }
+        | Op::Window { input, .. }
+        | Op::Expand { input, .. }
+        | Op::Aggregate { input, .. } => {
             sources.extend(&below[*input]);
         }
         Op::Join { left, right, .. } => {
             sources.extend(&below[*left]);
             sources.extend(&below[*right]);
         }
-        Op::Union { inputs } => inputs.iter().for_each(|i| sources.extend(&below[*i])),
+        Op::Recompute { inputs, .. } | Op::Union { inputs } => {
+            inputs.iter().for_each(|i| sources.extend(&below[*i]))
+        }
     }
     sources.into_iter().collect()
 }
@@ -54,14 +59,14 @@ pub fn folded_windows(plan: &Plan) -> BTreeSet<NodeId> {
     let mut folded: BTreeSet<NodeId> = (0..plan.nodes.len() - 1).filter(is_window).collect();
     for node in &plan.nodes {
         match &node.op {
-            Op::Map { input, .. } | Op::Window { input, .. } => {
+            Op::Map { input, .. } | Op::Window { input, .. } | Op::Expand { input, .. } => {
                 folded.remove(input);
             }
             Op::Join { left, right, .. } => {
                 folded.remove(left);
                 folded.remove(right);
             }
-            Op::Union { inputs } => inputs.iter().for_each(|i| {
+            Op::Recompute { inputs, .. } | Op::Union { inputs } => inputs.iter().for_each(|i| {
                 folded.remove(i);
             }),
             Op::Aggregate { .. } | Op::Input { .. } | Op::Values { .. } => {}
@@ -132,6 +137,10 @@ pub fn render<'s>(
             outs.pop().expect("two outputs")
         }
         Op::Aggregate { .. } => aggregate(build, plan, id, stage, streams, sources),
+        Op::Recompute { .. } => recompute::recompute(build, plan, id, stage, streams, sources),
+        Op::Expand { input, compute } => {
+            recompute::expand(build, compute, &node.schema, streams[*input].clone())
+        }
         Op::Join { .. } => join(build, plan, id, stage, streams, sources),
         Op::Union { inputs } => {
             // Inputs may differ in names and nullability; the node's schema is the one below here.

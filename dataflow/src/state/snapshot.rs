@@ -36,6 +36,15 @@ pub(super) struct SnapshotPage {
 pub(super) type Slot<'a> = (u32, u32, Option<(u64, &'a [u8], &'a [u8])>);
 
 impl Snapshot {
+    /// Of each key group: its number, its rows, and how many were written since the snapshot before.
+    pub fn uses(&self) -> impl Iterator<Item = (u8, u64, u64)> {
+        self.groups.iter().map(|group| {
+            let rows = group.pages.iter().map(|page| page.page.rows() as u64).sum();
+            let words = group.pages.iter().flat_map(|page| &page.dirty);
+            let written = words.map(|word| u64::from(word.count_ones())).sum();
+            (group.group, rows, written)
+        })
+    }
     /// Rows written or removed since the snapshot before.
     pub fn changes(&self) -> u64 {
         let pages = self.groups.iter().flat_map(|group| &group.pages);

@@ -17,7 +17,7 @@ use crate::ingest::Signal;
 use crate::plan::{Plan, RelationId};
 use crate::state::Stateful;
 use crate::tick::TickInfo;
-use crate::time::Tick;
+use crate::time::{FIRST_MINTED, Tick};
 
 /// Commands, the same for all workers but for the rows they carry.
 #[derive(Debug)]
@@ -172,6 +172,8 @@ pub struct Counters {
     pub rejected_rows: AtomicU64,
     /// Of a sink: one past the last tick whose rows went to a writer.
     pub last_rows: AtomicU64,
+    /// By worker and stage: the tick at which state that was empty got its first row, if it is known.
+    since: std::sync::Mutex<BTreeMap<(usize, u32), Option<Tick>>>,
     /// By worker, so that each sets its own, and by stage.
     pub state: std::sync::Mutex<BTreeMap<(usize, u32), (&'static str, StateSize)>>,
 }
@@ -210,8 +212,33 @@ impl Counters {
     pub fn get(counter: &AtomicU64) -> u64 {
         counter.load(Ordering::Relaxed)
     }
+    fn note_since(&self, worker: usize, stage: u32, rows: u64) {
+        let mut since = crate::ingest::lock(&self.since);
+        if rows == 0 {
+            since.remove(&(worker, stage));
+        } else {
+            let tick = || crate::blame::current().map(|b| b.tick);
+            since
+                .entry((worker, stage))
+                .or_insert_with(|| tick().filter(|tick| *tick >= FIRST_MINTED));
+        }
+    }
+    /// Of each worker and stage: operator, size, since when.
+    #[allow(clippy::type_complexity)]
+    pub fn states(&self) -> Vec<(usize, u32, &'static str, StateSize, Option<Tick>)> {
+        let since = crate::ingest::lock(&self.since).clone();
+        crate::ingest::lock(&self.state)
+            .iter()
+            .map(|((worker, stage), (operator, size))| (*worker, *stage, *operator, *size))
+            .map(|(worker, stage, operator, size)| {
+                let since = since.get(&(worker, stage)).copied().flatten();
+                (worker, stage, operator, size, since)
+            })
+            .collect()
+    }
     /// State of one stage of one worker.
     pub fn set_state(&self, worker: usize, stage: u32, operator: &'static str, size: StateSize) {
+        self.note_since(worker, stage, size.rows);
         crate::ingest::lock(&self.state).insert((worker, stage), (operator, size));
     }
     /// Rows of the contents of a view whose plan has `nodes` nodes, over all workers.

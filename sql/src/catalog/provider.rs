@@ -10,6 +10,8 @@ use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::Result as DfResult;
 use datafusion::common::TableReference;
 use datafusion::config::ConfigOptions;
+use datafusion::datasource::cte_worktable::CteWorkTable;
+use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::planner::{
     ContextProvider, ExprPlanner, RelationPlanner, TypePlanner,
 };
@@ -30,6 +32,7 @@ use crate::windows::Windows;
 pub(crate) enum Scanned {
     Engine(EngineRelation),
     Lake(LakeName, SchemaRef),
+    System(String, SchemaRef),
 }
 
 /// A relation by name. It cannot be planned physically: only the guard swaps in what can be read.
@@ -42,7 +45,7 @@ impl CatalogSource {
     pub(crate) fn schema(&self) -> &SchemaRef {
         match &self.scanned {
             Scanned::Engine(r) => &r.schema,
-            Scanned::Lake(_, schema) => schema,
+            Scanned::Lake(_, schema) | Scanned::System(_, schema) => schema,
         }
     }
     /// The catalog source behind a scan.
@@ -150,6 +153,7 @@ impl<'a> Context<'a> {
         let scanned = match found {
             Found::Engine(relation) => Scanned::Engine(relation),
             Found::Lake(name, schema) => Scanned::Lake(name, schema),
+            Found::System(name, schema) => Scanned::System(name, schema),
             Found::View(name, text) => return self.inline(name, &text),
         };
         Ok(Arc::new(CatalogSource { scanned }))
@@ -236,6 +240,15 @@ impl ContextProvider for Context<'_> {
     }
     fn get_window_meta(&self, name: &str) -> Option<Arc<WindowUDF>> {
         functions().window.get(name).cloned()
+    }
+    fn create_cte_work_table(
+        &self,
+        name: &str,
+        schema: SchemaRef,
+    ) -> DfResult<Arc<dyn TableSource>> {
+        Ok(provider_as_source(Arc::new(CteWorkTable::new(
+            name, schema,
+        ))))
     }
     fn get_variable_type(&self, _: &[String]) -> Option<DataType> {
         None

@@ -3,16 +3,18 @@
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use datafusion::common::DFSchema;
-use datafusion::logical_expr::expr::{AggregateFunction, AggregateFunctionParams};
+use datafusion::common::{DFSchema, ScalarValue};
+use datafusion::logical_expr::expr::{AggregateFunction, AggregateFunctionParams, GroupingSet};
 use datafusion::logical_expr::{Aggregate, Expr, LogicalPlan};
 use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::{Column, Literal};
 use millrace_dataflow::error::{Error, Result};
 use millrace_dataflow::plan::{AggregateCall, AggregateKind, CloseRule, Emit, MapStep, NodeId, Op};
 
 use super::event::{Event, later, only};
 use super::{Lowering, Stream, arrow_schema, column_of, refuse};
 use crate::bind::physical_expr;
+use crate::error::planning;
 use crate::functions::{Fold, Total};
 
 /// Columns an aggregate needs, each computed once below it.
@@ -35,32 +37,182 @@ impl Columns<'_> {
 
 impl Lowering<'_> {
     pub(super) fn aggregate(&mut self, aggregate: &Aggregate) -> Result<Stream> {
+        let sets = match &aggregate.group_expr[..] {
+            [Expr::GroupingSet(set)] => Some(grouping_sets(set)),
+            _ => None,
+        };
+        if !aggregate.aggr_expr.iter().all(has_operator) {
+            return match sets {
+                None => self.recomputed_aggregate(aggregate),
+                Some(_) => Err(refuse::grouping_sets()),
+            };
+        }
         let input = self.build(&aggregate.input)?;
         let scope = aggregate.input.schema();
         let mut columns = Columns {
             scope,
             exprs: Vec::new(),
         };
-        let mut keys = Vec::with_capacity(aggregate.group_expr.len());
-        for expr in &aggregate.group_expr {
-            if matches!(expr, Expr::GroupingSet(_)) {
-                return Err(refuse::grouping_sets());
-            }
-            keys.push(columns.index(expr)?);
-        }
+        let grouped = match &sets {
+            Some((exprs, _)) => exprs.clone(),
+            None => aggregate.group_expr.clone(),
+        };
+        let keys = grouped.iter().map(|expr| columns.index(expr));
+        let keys = keys.collect::<Result<Vec<usize>>>()?;
         let schema = arrow_schema(&aggregate.schema);
+        let first = keys.len() + usize::from(sets.is_some());
         let mut calls = Vec::with_capacity(aggregate.aggr_expr.len());
         for (at, expr) in aggregate.aggr_expr.iter().enumerate() {
-            let output = schema.field(keys.len() + at).data_type().clone();
+            let output = schema.field(first + at).data_type().clone();
             calls.push(call(expr, output, &mut columns)?);
         }
-        let distinct = distinct_argument(&calls)?;
+        let distinct: Vec<bool> = calls.iter().map(|c| c.distinct).collect();
+        let alike = distinct_argument(&calls);
         let calls = calls.into_iter().map(|c| c.call).collect();
-        let (input, keys, calls) = self.prepare(input, columns, keys, calls)?;
-        match distinct {
-            false => self.group(input, keys, calls, schema),
-            true => self.group_distinct(input, keys, calls, schema),
+        let (mut input, mut keys, calls) = self.prepare(input, columns, keys, calls)?;
+        if let Some((_, sets)) = &sets {
+            (input, keys) = self.by_sets(input, keys, sets, schema.field(first - 1))?;
         }
+        match (distinct.contains(&true), alike) {
+            (false, _) => self.group(input, keys, calls, schema),
+            (true, true) => self.group_distinct(input, keys, calls, schema),
+            (true, false) => self.group_mixed(input, keys, calls, &distinct, schema),
+        }
+    }
+
+    /// Each row once per grouping set: keys that are not in the set are null, and the number of the set
+    /// is a key of its own.
+    fn by_sets(
+        &mut self,
+        input: Stream,
+        keys: Vec<usize>,
+        sets: &[Vec<bool>],
+        id: &Field,
+    ) -> Result<(Stream, Vec<usize>)> {
+        let below = Arc::clone(&self.nodes[input.node].schema);
+        let width = below.fields().len();
+        let mut fields: Vec<Field> = below.fields().iter().map(|f| f.as_ref().clone()).collect();
+        fields.extend(
+            keys.iter()
+                .map(|k| below.field(*k).clone().with_nullable(true)),
+        );
+        fields.push(Field::new("$set", id.data_type().clone(), false));
+        for (at, field) in fields.iter_mut().enumerate().skip(width) {
+            *field = field.clone().with_name(format!("$set{at}"));
+        }
+        let schema = Arc::new(Schema::new(fields));
+        let mut streams = Vec::with_capacity(sets.len());
+        for set in sets {
+            let column = |i: usize| -> Arc<dyn PhysicalExpr> {
+                Arc::new(Column::new(below.field(i).name(), i))
+            };
+            let mut exprs: Vec<_> = (0..width).map(column).collect();
+            for (key, present) in keys.iter().zip(set) {
+                exprs.push(match present {
+                    true => column(*key),
+                    false => null(below.field(*key).data_type())?,
+                });
+            }
+            let number = set
+                .iter()
+                .fold(0u64, |id, present| id << 1 | u64::from(!present));
+            let number = ScalarValue::UInt64(Some(number))
+                .cast_to(id.data_type())
+                .map_err(|e| planning(e).0)?;
+            exprs.push(Arc::new(Literal::new(number)));
+            let events = input.events.clone();
+            let one = Stream {
+                node: input.node,
+                events,
+            };
+            streams.push(self.project_physical_apart(one, exprs, Arc::clone(&schema)));
+        }
+        let stream = self.union(streams, schema)?;
+        Ok((stream, (width..width + keys.len() + 1).collect()))
+    }
+
+    /// Calls of which some look at distinct values: one aggregation for each of those columns and one
+    /// for the others. Their rows are put together by a last one, in which each value stands once.
+    fn group_mixed(
+        &mut self,
+        input: Stream,
+        keys: Vec<usize>,
+        calls: Vec<AggregateCall>,
+        distinct: &[bool],
+        schema: SchemaRef,
+    ) -> Result<Stream> {
+        let width = keys.len();
+        // Calls that are computed together, by what they look at.
+        let mut parts: Vec<(Option<(Option<usize>, Option<usize>)>, Vec<usize>)> = Vec::new();
+        for (at, call) in calls.iter().enumerate() {
+            let of = distinct[at].then_some((call.input, call.filter));
+            match parts.iter_mut().find(|(have, _)| *have == of) {
+                Some((_, part)) => part.push(at),
+                None => parts.push((of, vec![at])),
+            }
+        }
+        self.shared.insert(input.node);
+        let mut streams = Vec::with_capacity(parts.len());
+        for (of, part) in parts {
+            let mut some: Vec<AggregateCall> = part.iter().map(|at| calls[*at].clone()).collect();
+            let fields = (0..width).chain(part.iter().map(|at| width + at));
+            let fields: Vec<Field> = fields.map(|i| schema.field(i).clone()).collect();
+            let part_schema = Arc::new(Schema::new(fields));
+            let stream = Stream {
+                node: input.node,
+                events: input.events.clone(),
+            };
+            let grouped = match of {
+                None => self.group(stream, keys.clone(), some, part_schema)?,
+                Some((argument, filter)) => {
+                    let mut inner = keys.clone();
+                    inner.extend(argument);
+                    inner.extend(filter);
+                    let below = &self.nodes[stream.node].schema;
+                    let fields: Vec<Field> =
+                        inner.iter().map(|k| below.field(*k).clone()).collect();
+                    let values = Arc::new(Schema::new(fields));
+                    let values = self.group(stream, inner, Vec::new(), values)?;
+                    for call in &mut some {
+                        call.input = argument.map(|_| width);
+                        call.filter = filter.map(|_| width + usize::from(argument.is_some()));
+                    }
+                    self.group(values, (0..width).collect(), some, part_schema)?
+                }
+            };
+            // The columns of all calls, null where another part computes them.
+            let below = Arc::clone(&self.nodes[grouped.node].schema);
+            let mut exprs: Vec<Arc<dyn PhysicalExpr>> = Vec::new();
+            for i in 0..width {
+                exprs.push(Arc::new(Column::new(below.field(i).name(), i)));
+            }
+            for at in 0..calls.len() {
+                exprs.push(match part.iter().position(|have| *have == at) {
+                    Some(i) => Arc::new(Column::new(below.field(width + i).name(), width + i)),
+                    None => null(schema.field(width + at).data_type())?,
+                });
+            }
+            let fields = schema.fields().iter().enumerate();
+            let fields: Vec<Field> = fields
+                .map(|(i, f)| {
+                    f.as_ref()
+                        .clone()
+                        .with_nullable(i >= width || f.is_nullable())
+                })
+                .collect();
+            let wide = Arc::new(Schema::new(fields));
+            streams.push(self.project_physical_apart(grouped, exprs, wide));
+        }
+        let first = Arc::clone(&self.nodes[streams[0].node].schema);
+        let all = self.union(streams, first)?;
+        let last = (0..calls.len()).map(|at| AggregateCall {
+            kind: AggregateKind::Max,
+            input: Some(width + at),
+            filter: None,
+            output: schema.field(width + at).data_type().clone(),
+        });
+        let last = last.collect();
+        self.group(all, (0..width).collect(), last, schema)
     }
 
     /// Calls over the distinct values of one column: first the values of each group, then the group.
@@ -110,9 +262,7 @@ impl Lowering<'_> {
         let below = Arc::clone(&self.nodes[input.node].schema);
         let mut fields = Vec::with_capacity(columns.exprs.len());
         for (expr, physical) in &columns.exprs {
-            let field = physical
-                .return_field(&below)
-                .map_err(|e| crate::error::planning(e).0)?;
+            let field = physical.return_field(&below).map_err(|e| planning(e).0)?;
             fields.push(Field::new(
                 expr.schema_name().to_string(),
                 field.data_type().clone(),
@@ -142,7 +292,10 @@ impl Lowering<'_> {
         let chosen: Option<Vec<usize>> = exprs.iter().map(column_of).collect();
         let Some(chosen) = chosen else { return node };
         // A node that is not the last one may be read by others.
-        if node + 1 != self.nodes.len() || !matches!(self.nodes[window].op, Op::Window { .. }) {
+        if node + 1 != self.nodes.len()
+            || self.shared.contains(&node)
+            || !matches!(self.nodes[window].op, Op::Window { .. })
+        {
             return node;
         }
         self.nodes.pop();
@@ -217,23 +370,56 @@ impl Lowering<'_> {
 struct Call {
     call: AggregateCall,
     distinct: bool,
-    name: String,
 }
 
-/// Whether the calls look at the distinct values of one column. Some of them doing so and others
-/// not would need two groups of states, joined.
-fn distinct_argument(calls: &[Call]) -> Result<bool> {
+/// Whether the calls look at the distinct values of one column, all of them.
+fn distinct_argument(calls: &[Call]) -> bool {
     let Some(first) = calls.iter().find(|c| c.distinct) else {
-        return Ok(false);
+        return false;
     };
-    let alike = calls.iter().all(|c| {
+    calls.iter().all(|c| {
         let idempotent = matches!(c.call.kind, AggregateKind::Min | AggregateKind::Max);
         (c.distinct || idempotent) && c.call.input == first.call.input && c.call.filter.is_none()
-    });
-    match alike {
-        true => Ok(true),
-        false => Err(refuse::distinct_aggregate(&first.name)),
-    }
+    })
+}
+
+/// The expressions of grouping sets, and for each set which of them it has.
+fn grouping_sets(set: &GroupingSet) -> (Vec<Expr>, Vec<Vec<bool>>) {
+    let exprs: Vec<Expr> = match set {
+        GroupingSet::Rollup(exprs) | GroupingSet::Cube(exprs) => exprs.clone(),
+        GroupingSet::GroupingSets(_) => set.distinct_expr().into_iter().cloned().collect(),
+    };
+    let width = exprs.len();
+    let sets = match set {
+        GroupingSet::Rollup(_) => (0..=width)
+            .map(|have| (0..width).map(|i| i < have).collect())
+            .collect(),
+        GroupingSet::Cube(_) => (0..1usize << width.min(20))
+            .map(|bits| (0..width).map(|i| bits >> i & 1 == 1).collect())
+            .collect(),
+        GroupingSet::GroupingSets(sets) => sets
+            .iter()
+            .map(|set| exprs.iter().map(|e| set.contains(e)).collect())
+            .collect(),
+    };
+    (exprs, sets)
+}
+
+/// A null of this type.
+fn null(data_type: &DataType) -> Result<Arc<dyn PhysicalExpr>> {
+    let value = ScalarValue::try_from(data_type).map_err(|e| planning(e).0)?;
+    Ok(Arc::new(Literal::new(value)))
+}
+
+/// Whether the aggregate has an operator that takes values back one by one.
+fn has_operator(expr: &Expr) -> bool {
+    let Expr::AggregateFunction(AggregateFunction { func, params }) = expr.clone().unalias() else {
+        return false;
+    };
+    let total = func.inner().as_any().is::<Total>();
+    let known = total || matches!(func.name(), "count" | "min" | "max");
+    // count(a, b) counts rows in which neither is null.
+    known && params.null_treatment.is_none() && params.args.len() <= 1
 }
 
 fn call(expr: &Expr, output: DataType, columns: &mut Columns<'_>) -> Result<Call> {
@@ -293,6 +479,5 @@ fn call(expr: &Expr, output: DataType, columns: &mut Columns<'_>) -> Result<Call
             filter,
             output,
         },
-        name: name.to_string(),
     })
 }

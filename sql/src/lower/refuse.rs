@@ -2,7 +2,7 @@
 
 use datafusion::common::JoinType;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::logical_expr::{Distinct, Expr, LogicalPlan, Volatility};
+use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
 use millrace_dataflow::error::{Error, Result};
 
 use crate::error::{carry, planning};
@@ -28,12 +28,6 @@ fn check(node: &LogicalPlan) -> Result<()> {
         LogicalPlan::Join(join) if join.join_type != JoinType::Inner => {
             Err(join_kind(join.join_type))
         }
-        LogicalPlan::Sort(_)
-        | LogicalPlan::Limit(_)
-        | LogicalPlan::Window(_)
-        | LogicalPlan::Unnest(_)
-        | LogicalPlan::RecursiveQuery(_)
-        | LogicalPlan::Distinct(Distinct::On(_)) => Err(cannot(node)),
         _ => Ok(()),
     }
 }
@@ -79,25 +73,6 @@ fn changes_by_itself(name: &str) -> Error {
 /// A node that no operator keeps.
 pub(super) fn cannot(node: &LogicalPlan) -> Error {
     match node {
-        LogicalPlan::Sort(_) => Error::unsupported(
-            "ORDER BY without LIMIT cannot be kept up to date: a view has no order",
-        )
-        .hint("order when you query the view"),
-        LogicalPlan::Limit(_) => Error::unsupported("LIMIT cannot be kept up to date yet")
-            .hint("limit when you query the view"),
-        LogicalPlan::Window(_) => {
-            Error::unsupported("a window function (OVER) cannot be kept up to date yet")
-                .hint("use it when you query the view, or aggregate over TUMBLE or HOP windows")
-        }
-        LogicalPlan::Distinct(Distinct::On(_)) => {
-            Error::unsupported("DISTINCT ON cannot be kept up to date yet")
-                .hint("use GROUP BY with min or max")
-        }
-        LogicalPlan::Unnest(_) => Error::unsupported("unnest cannot be kept up to date yet")
-            .hint("unnest when you query the view"),
-        LogicalPlan::RecursiveQuery(_) => {
-            Error::unsupported("WITH RECURSIVE cannot be kept up to date yet")
-        }
         LogicalPlan::Join(join) => join_kind(join.join_type),
         other => Error::unsupported(format!(
             "this query cannot be kept up to date: {} is not supported in a view",
@@ -137,8 +112,8 @@ pub(super) fn cross_join() -> Error {
 }
 
 pub(super) fn grouping_sets() -> Error {
-    Error::unsupported("GROUPING SETS, ROLLUP and CUBE cannot be kept up to date yet")
-        .hint("write one view per grouping and combine them with UNION ALL")
+    Error::unsupported("GROUPING SETS, ROLLUP and CUBE have count, sum, avg, min and max in a view")
+        .hint("write one view per grouping for other aggregates, and combine them with UNION ALL")
 }
 
 pub(super) fn aggregate(name: &str) -> Error {
@@ -146,13 +121,6 @@ pub(super) fn aggregate(name: &str) -> Error {
         "aggregate function {name} cannot be kept up to date yet"
     ))
     .hint("views have count, sum, avg, min and max; use others when you query the view")
-}
-
-pub(super) fn distinct_aggregate(name: &str) -> Error {
-    Error::unsupported(format!(
-        "{name}(DISTINCT …) beside other aggregates cannot be kept up to date yet"
-    ))
-    .hint("compute it in a view of its own, and join the two by the grouping columns")
 }
 
 pub(super) fn nothing_closes() -> Error {

@@ -238,9 +238,6 @@ impl Visitor for Strict<'_> {
             }
         }
         if let Some(with) = with {
-            if with.recursive {
-                return self.refuse("WITH RECURSIVE", query);
-            }
             for Cte {
                 alias: _,
                 query: _,
@@ -345,10 +342,17 @@ impl Visitor for Strict<'_> {
             TableFactor::NestedJoin {
                 table_with_joins, ..
             } => self.tables(table_with_joins),
-            TableFactor::UNNEST { .. } => self.refuse("UNNEST in FROM", factor),
+            TableFactor::UNNEST { with_offset, .. } => match with_offset {
+                true => self.refuse("WITH OFFSET", factor),
+                false => ControlFlow::Continue(()),
+            },
             TableFactor::Function { name, .. } => {
                 let folded = fold_name(name).unwrap_or_default().join(".");
-                self.refuse(&format!("table function \"{folded}\""), factor)
+                let refused = self.refuse(&format!("table function \"{folded}\" here"), factor);
+                refused.map_break(|error| match folded.as_str() {
+                    "unnest" => error.hint("write SELECT id, unnest(items) AS item FROM baskets"),
+                    _ => error,
+                })
             }
             TableFactor::Pivot { .. } => self.refuse("PIVOT", factor),
             TableFactor::Unpivot { .. } => self.refuse("UNPIVOT", factor),

@@ -279,6 +279,7 @@ fn relations_are_listed_once_and_their_columns_are_checked() {
         .map(|r| match r {
             RelationRef::Engine { name, .. } => name,
             RelationRef::Lake { name, .. } => name.to_string(),
+            RelationRef::System { name, .. } => name,
         })
         .collect();
     let mut sorted = names.clone();

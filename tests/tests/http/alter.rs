@@ -501,3 +501,43 @@ fn a_sink_that_always_fails_is_given_up_and_the_views_run() {
         }
     });
 }
+
+#[test]
+fn the_state_is_a_relation() {
+    let server = Server::start(&["--workers", "2", "--checkpoint-interval", "100ms"]);
+    server.run(
+        "CREATE SOURCE bid WITH (connector = 'generator', kind = 'nexmark', table = 'bid', max_events = 50000);
+         CREATE MATERIALIZED VIEW v AS SELECT bidder, count(*) AS n FROM bid GROUP BY bidder",
+    );
+    let groups = server.rows("SELECT count(*) FROM v");
+    // As of a checkpoint that has all of it.
+    wait::until("a checkpoint", LIMIT, || {
+        let rows = server.rows(
+            "SELECT sum(rows), count(DISTINCT worker), sum(key_groups), sum(bytes_paged), min(bytes_resident) > 0,
+               count(hottest_groups), count(oldest_row)
+             FROM millrace.state WHERE relation = 'v' AND operator LIKE 'aggregate-%'",
+        );
+        let keys = &groups[0][0];
+        let row = &rows[0];
+        let same = row[0].to_string().trim_matches('"') == keys.to_string();
+        match same && row[1] == 2 && row[2] == "256" {
+            true => Ok(()),
+            false => Err(format!("{row} with {keys} keys")),
+        }
+    });
+    assert_eq!(
+        server.rows("SELECT s.kind FROM millrace.state s JOIN millrace.state t USING (relation, operator, worker) LIMIT 1"),
+        [json!(["view"])]
+    );
+    let error = server.error("CREATE MATERIALIZED VIEW w AS SELECT rows FROM millrace.state");
+    assert!(
+        error["message"].to_string().contains("millrace.state"),
+        "{error}"
+    );
+    assert_eq!(server.error("SELECT * FROM millrace.stat")["code"], "42P01");
+    let metrics = server.get("/metrics").text();
+    assert!(
+        metrics.contains("millrace_operator_key_groups{"),
+        "{metrics}"
+    );
+}

@@ -870,3 +870,42 @@ fn an_aggregate_can_read_the_bounds_of_its_window() {
         .value(0);
     assert_eq!(last, 15);
 }
+
+#[test]
+fn event_times_as_keys_share_a_table() {
+    let case = Case {
+        window: None,
+        keys: vec![2],
+        close: Some(CloseRule {
+            key: 0,
+            delay_us: 0,
+        }),
+        emit: Emit::Changes,
+        lateness: 0,
+        append_only: true,
+        calls: 1,
+        ticks: vec![],
+        restart: 0,
+        workers: (1, 1),
+    };
+    let mut workers = Workers::new(&case.spec(), 1);
+    let row = |at| Row {
+        key: Some(1),
+        text: None,
+        at: Some(at),
+        value: None,
+        quarters: None,
+        cents: None,
+        chosen: None,
+        diff: 1,
+    };
+    let rows: Vec<Row> = (0..500).map(|n| row(n * 1_999)).collect();
+    workers.tick(&rows, NO_WATERMARK, NO_WATERMARK);
+    assert!(workers.states[0].freeze().len() <= 2);
+    assert_eq!(workers.states[0].rows(), 500);
+    // As long as one of them may change, all are kept.
+    workers.tick(&[], NO_WATERMARK, 998_000);
+    assert_eq!(workers.states[0].rows(), 500);
+    workers.tick(&[], 998_000, 999_999);
+    assert_eq!(workers.states[0].rows(), 0);
+}
