@@ -60,6 +60,7 @@ pub fn lower(guarded: &Guarded) -> Result<Lowered> {
             rules,
             notices: Vec::new(),
             aggregates: 0,
+            sealed: 0,
         };
         let root = lowering.build(&optimized)?;
         let root = lowering.finish(root, &optimized)?;
@@ -100,6 +101,8 @@ struct Lowering<'a> {
     notices: Vec<String>,
     /// Aggregates that close.
     aggregates: usize,
+    /// Nodes before this one may be read by several others: no step is added to them.
+    sealed: NodeId,
 }
 
 impl Lowering<'_> {
@@ -198,6 +201,7 @@ impl Lowering<'_> {
     fn map(&mut self, input: NodeId, step: MapStep, schema: SchemaRef) -> NodeId {
         let last = self.nodes.len() - 1;
         if input == last
+            && input >= self.sealed
             && let Op::Map { steps, .. } = &mut self.nodes[last].op
         {
             steps.push(step);

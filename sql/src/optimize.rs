@@ -7,6 +7,7 @@
 mod constants;
 mod definite_filters;
 mod push_filters;
+mod subqueries;
 mod types;
 
 use std::sync::Arc;
@@ -35,11 +36,15 @@ use datafusion::optimizer::{Analyzer, Optimizer, OptimizerContext, OptimizerRule
 
 use crate::catalog::OPTIONS;
 use crate::checked::{Checked, short_circuit};
+use crate::error::carry;
+use crate::sets::NumberCopies;
 use definite_filters::DefiniteFilters;
 use push_filters::PushFilters;
+use subqueries::SubqueryPredicates;
 use types::PostgresTypes;
 
 pub(crate) use constants::bound_constants;
+pub(crate) use subqueries::check_joined;
 
 type Rules = Vec<Arc<dyn OptimizerRule + Send + Sync>>;
 
@@ -56,7 +61,8 @@ pub(crate) fn analyze(plan: LogicalPlan) -> DfResult<LogicalPlan> {
 
 /// Rules for one-shot queries.
 pub(crate) fn query_rules() -> Rules {
-    let mut rules = common_rules();
+    let mut rules = common_rules(true);
+    rules.insert(0, Arc::new(NumberCopies));
     rules.push(Arc::new(EliminateLimit::new()));
     rules.push(Arc::new(PushDownLimit::new()));
     rules.push(Arc::new(SingleDistinctToGroupBy::new()));
@@ -67,13 +73,14 @@ pub(crate) fn query_rules() -> Rules {
 
 /// Rules for views.
 fn view_rules() -> Rules {
-    let mut rules = common_rules();
+    let mut rules = common_rules(false);
     rules.push(Arc::new(OptimizeProjections::new()));
     rules
 }
 
-fn common_rules() -> Rules {
+fn common_rules(join_not_in: bool) -> Rules {
     vec![
+        Arc::new(SubqueryPredicates { join_not_in }),
         Arc::new(RewriteSetComparison::new()),
         Arc::new(SimplifyExpressions::new()),
         Arc::new(ReplaceDistinctWithAggregate::new()),
@@ -95,6 +102,7 @@ pub(crate) fn optimize_view(plan: LogicalPlan) -> DfResult<LogicalPlan> {
     let context = OptimizerContext::new_with_config_options(Arc::new(OPTIONS.clone()))
         .without_query_execution_start_time();
     let plan = Optimizer::with_rules(view_rules()).optimize(plan, &context, |_, _| {})?;
+    check_joined(&plan).map_err(carry)?;
     bound_constants(&plan)?;
     short_circuit(plan)
 }

@@ -142,7 +142,8 @@ impl Lowering<'_> {
         let chosen: Option<Vec<usize>> = exprs.iter().map(column_of).collect();
         let Some(chosen) = chosen else { return node };
         // A node that is not the last one may be read by others.
-        if node + 1 != self.nodes.len() || !matches!(self.nodes[window].op, Op::Window { .. }) {
+        let alone = node + 1 == self.nodes.len() && node >= self.sealed;
+        if !alone || !matches!(self.nodes[window].op, Op::Window { .. }) {
             return node;
         }
         self.nodes.pop();
