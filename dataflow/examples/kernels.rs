@@ -373,6 +373,7 @@ fn join() {
         right: side,
         output: Arc::new(Schema::new(both)),
         on: vec![(0, 0)],
+        null_equal: false,
         filter: None,
         left_close: None,
         right_close: None,
@@ -434,6 +435,7 @@ fn windowed_join() {
         right,
         output: Arc::new(Schema::new(both)),
         on: vec![(0, 0), (3, 1), (4, 2)],
+        null_equal: false,
         filter: None,
         left_close: Some(CloseRule {
             key: 4,

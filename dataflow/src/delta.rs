@@ -11,8 +11,8 @@ pub mod ipc;
 
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{BooleanArray, RecordBatch, UInt32Array};
-use arrow::compute::{filter_record_batch, take_record_batch};
+use arrow::array::{BooleanArray, RecordBatch, RecordBatchOptions, UInt32Array};
+use arrow::compute::{filter_record_batch, take};
 use arrow::datatypes::{Schema, SchemaRef};
 use timely::container::Accountable;
 
@@ -119,7 +119,14 @@ impl Delta {
     }
     /// The rows at `indices`, in that order.
     pub fn take(&self, indices: &UInt32Array) -> Self {
-        let batch = take_record_batch(&self.batch, indices).expect("indices lie within the batch");
+        let columns = self.batch.columns().iter();
+        let columns = columns
+            .map(|column| take(column, indices, None).expect("indices lie within the batch"))
+            .collect();
+        // There may be no column.
+        let options = RecordBatchOptions::new().with_row_count(Some(indices.len()));
+        let batch = RecordBatch::try_new_with_options(self.batch.schema(), columns, &options)
+            .expect("the columns are those of the schema");
         let diffs = match &self.diffs {
             Diffs::Ones => Diffs::Ones,
             Diffs::Each(each) => {

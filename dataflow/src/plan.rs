@@ -153,12 +153,13 @@ pub enum Op {
         allowed_lateness_us: i64,
     },
     /// Inner equi-join: left columns, then right columns. `on` pairs have equal types; null equals
-    /// nothing. When `close` is given (index among the left/right columns), rows are dropped from
-    /// state once final.
+    /// nothing, or null. Without pairs every row joins every row, on one worker. When `close` is given
+    /// (index among the left/right columns), rows are dropped from state once final.
     Join {
         left: NodeId,
         right: NodeId,
         on: Vec<(usize, usize)>,
+        null_equal: bool,
         /// Over the concatenated columns.
         filter: Option<Arc<dyn PhysicalExpr>>,
         left_close: Option<CloseRule>,
@@ -178,6 +179,18 @@ pub enum Op {
     Expand {
         input: NodeId,
         compute: Arc<Computation>,
+    },
+    /// Rows of the left side that have a row with their key on the right, or (`anti`) that have none.
+    /// The right side is its key alone: column `i` of it equals column `on[i]` of the left; null equals
+    /// nothing, or null. Without columns: rows of the left side while there is any row on the right, on
+    /// one worker. `close` (index among the keys) tells when both sides of a key are final.
+    SemiJoin {
+        left: NodeId,
+        right: NodeId,
+        on: Vec<usize>,
+        anti: bool,
+        null_equal: bool,
+        close: Option<CloseRule>,
     },
     /// UNION ALL; all inputs have the same column types.
     Union {

@@ -12,6 +12,7 @@ mod names;
 mod output;
 mod postgres;
 mod source;
+mod subquery;
 mod view;
 
 use std::sync::Arc;
@@ -426,6 +427,7 @@ fn plan_with(
             Some(params) => plan.with_param_values(params.to_vec()),
             None => Ok(plan),
         })
+        .and_then(subquery::prepare)
         .and_then(analyze);
     let plan = plan.map_err(located)?;
     placeholders(&plan)?;

@@ -259,19 +259,14 @@ fn operator(text: &mut String, plan: &Plan, node: &Node) {
             left,
             right,
             on,
+            null_equal,
             filter,
             left_close,
             right_close,
         } => {
-            let pairs: Vec<String> = on
-                .iter()
-                .map(|(l, r)| format!("{} = {}", name(*left, *l), name(*right, *r)))
-                .collect();
-            let _ = write!(
-                text,
-                "join %{left} with %{right} on {}",
-                pairs.join(" and ")
-            );
+            let pairs = on.iter().map(|(l, r)| (name(*left, *l), name(*right, *r)));
+            let pairs = equal(pairs, *null_equal);
+            let _ = write!(text, "join %{left} with %{right} on {pairs}");
             if let Some(filter) = filter {
                 let _ = write!(text, " where {filter}");
             }
@@ -283,6 +278,25 @@ fn operator(text: &mut String, plan: &Plan, node: &Node) {
                         at(&name(side, *key), *delay_us)
                     );
                 }
+            }
+            Ok(())
+        }
+        Op::SemiJoin {
+            left,
+            right,
+            on,
+            anti,
+            null_equal,
+            close,
+        } => {
+            let kind = if *anti { "anti" } else { "semi" };
+            let pairs = on.iter().enumerate();
+            let pairs = pairs.map(|(r, l)| (name(*left, *l), name(*right, r)));
+            let pairs = equal(pairs, *null_equal);
+            let _ = write!(text, "{kind}-join %{left} with %{right} on {pairs}");
+            if let Some(CloseRule { key, delay_us }) = close {
+                let at = at(&name(*right, *key), *delay_us);
+                let _ = write!(text, ", drops both at {at}");
             }
             Ok(())
         }
@@ -326,6 +340,16 @@ fn operator(text: &mut String, plan: &Plan, node: &Node) {
 fn one_line(plan: &str) -> String {
     let lines: Vec<&str> = plan.lines().map(str::trim).collect();
     lines.join(" <- ")
+}
+
+/// Pairs of equal columns.
+fn equal(pairs: impl Iterator<Item = (String, String)>, null_equal: bool) -> String {
+    let equal = if null_equal { "is" } else { "=" };
+    let pairs: Vec<String> = pairs.map(|(l, r)| format!("{l} {equal} {r}")).collect();
+    match pairs.is_empty() {
+        true => "true".to_string(),
+        false => pairs.join(" and "),
+    }
 }
 
 fn at(column: &str, delay_us: i64) -> String {

@@ -7,6 +7,7 @@
 
 mod bounded;
 mod length;
+mod single;
 mod sum;
 mod time;
 
@@ -19,6 +20,7 @@ use datafusion::logical_expr::{AggregateUDF, ScalarUDF, WindowUDF};
 
 pub(crate) use bounded::check_concat;
 pub(crate) use length::at_most;
+pub(crate) use single::single_row;
 pub(crate) use sum::{Fold, Total};
 
 /// Functions by name, aliases included.

@@ -115,6 +115,7 @@ mod optimize;
 pub mod parse;
 pub mod purify;
 pub mod query;
+mod sets;
 mod stack;
 pub mod types;
 mod windows;

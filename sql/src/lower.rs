@@ -16,7 +16,6 @@ mod refuse;
 mod slot;
 mod values;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::datatypes::{Schema, SchemaRef};
@@ -64,7 +63,7 @@ pub fn lower(guarded: &Guarded) -> Result<Lowered> {
             rules,
             notices: Vec::new(),
             aggregates: 0,
-            shared: BTreeSet::new(),
+            sealed: 0,
         };
         let root = lowering.build(&optimized)?;
         let root = lowering.finish(root, &optimized)?;
@@ -105,8 +104,8 @@ struct Lowering<'a> {
     notices: Vec<String>,
     /// Aggregates that close.
     aggregates: usize,
-    /// Nodes that several others read: nothing is fused into them.
-    shared: BTreeSet<NodeId>,
+    /// Nodes before this one may be read by several others: no step is added to them.
+    sealed: NodeId,
 }
 
 impl Lowering<'_> {
@@ -223,7 +222,7 @@ impl Lowering<'_> {
     fn map(&mut self, input: NodeId, step: MapStep, schema: SchemaRef) -> NodeId {
         let last = self.nodes.len() - 1;
         if input == last
-            && !self.shared.contains(&last)
+            && input >= self.sealed
             && let Op::Map { steps, .. } = &mut self.nodes[last].op
         {
             steps.push(step);

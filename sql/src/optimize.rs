@@ -7,6 +7,7 @@
 mod constants;
 mod definite_filters;
 mod push_filters;
+mod subqueries;
 mod types;
 
 use std::sync::{Arc, LazyLock};
@@ -38,11 +39,15 @@ use datafusion::prelude::SessionConfig;
 use crate::catalog::OPTIONS;
 use crate::checked::{Checked, short_circuit};
 use crate::functions::functions;
+use crate::error::carry;
+use crate::sets::NumberCopies;
 use definite_filters::DefiniteFilters;
 use push_filters::PushFilters;
+use subqueries::SubqueryPredicates;
 use types::PostgresTypes;
 
 pub(crate) use constants::bound_constants;
+pub(crate) use subqueries::check_joined;
 
 type Rules = Vec<Arc<dyn OptimizerRule + Send + Sync>>;
 
@@ -59,7 +64,8 @@ pub(crate) fn analyze(plan: LogicalPlan) -> DfResult<LogicalPlan> {
 
 /// Rules for one-shot queries.
 pub(crate) fn query_rules() -> Rules {
-    let mut rules = common_rules();
+    let mut rules = common_rules(true);
+    rules.insert(0, Arc::new(NumberCopies));
     rules.push(Arc::new(EliminateLimit::new()));
     rules.push(Arc::new(PushDownLimit::new()));
     rules.push(Arc::new(SingleDistinctToGroupBy::new()));
@@ -70,13 +76,14 @@ pub(crate) fn query_rules() -> Rules {
 
 /// Rules for views.
 fn view_rules() -> Rules {
-    let mut rules = common_rules();
+    let mut rules = common_rules(false);
     rules.push(Arc::new(OptimizeProjections::new()));
     rules
 }
 
-fn common_rules() -> Rules {
+fn common_rules(join_not_in: bool) -> Rules {
     vec![
+        Arc::new(SubqueryPredicates { join_not_in }),
         Arc::new(RewriteSetComparison::new()),
         Arc::new(SimplifyExpressions::new()),
         Arc::new(ReplaceDistinctWithAggregate::new()),
@@ -104,6 +111,7 @@ static RULES_CONTEXT: LazyLock<SessionState> = LazyLock::new(|| {
 /// Optimizes the plan of a view.
 pub(crate) fn optimize_view(plan: LogicalPlan) -> DfResult<LogicalPlan> {
     let plan = Optimizer::with_rules(view_rules()).optimize(plan, &*RULES_CONTEXT, |_, _| {})?;
+    check_joined(&plan).map_err(carry)?;
     bound_constants(&plan)?;
     short_circuit(plan)
 }

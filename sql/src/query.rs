@@ -23,10 +23,10 @@ use millrace_dataflow::error::Result;
 
 use crate::bind::shown_schema;
 use crate::checked::short_circuit;
-use crate::error::execution_error;
+use crate::error::{carry, execution_error};
 use crate::functions::functions;
 use crate::lower::SlotPlanner;
-use crate::optimize::{bound_constants, query_rules};
+use crate::optimize::{bound_constants, check_joined, query_rules};
 use crate::stack::on_big_stack;
 use crate::windows::WindowPlanner;
 
@@ -68,6 +68,7 @@ impl Executable {
         let plan = self.plan;
         let optimized = on_big_stack(move || {
             let plan = state.optimize(&plan)?;
+            check_joined(&plan).map_err(carry)?;
             bound_constants(&plan)?;
             short_circuit(plan)
         })

@@ -13,11 +13,14 @@
 //!
 //! * [`JoinState::tick`] is given all rows of a tick; its output is the change of the joined rows, the
 //!   diffs of a pair multiplied. The same row may appear with several diffs.
-//! * A row with a null key joins nothing and is not stored.
+//! * A row with a null key joins nothing and is not stored, unless nulls are equal.
 //! * With a close rule a side's rows lie in tables by time, `step` apart; a table is dropped whole at
 //!   the end of the tick whose watermark closes all times it may hold.
 
+mod semi;
+
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, UInt32Array};
@@ -37,6 +40,8 @@ use crate::plan::{CloseRule, MapStep};
 use crate::state::{KeyedState, Part, PartData, Stateful, StoredPart};
 use crate::time::Watermark;
 
+pub use semi::{SemiJoinSpec, SemiJoinState};
+
 /// What a join is.
 #[derive(Debug, Clone)]
 pub struct JoinSpec {
@@ -44,8 +49,10 @@ pub struct JoinSpec {
     pub right: SchemaRef,
     /// Left columns, then right columns.
     pub output: SchemaRef,
-    /// Columns that are equal, left and right; of equal types.
+    /// Columns that are equal, left and right; of equal types. None: every pair of rows.
     pub on: Vec<(usize, usize)>,
+    /// Nulls are equal to each other.
+    pub null_equal: bool,
     /// Over the columns of the output.
     pub filter: Option<Arc<dyn PhysicalExpr>>,
     /// When rows of a side are final; `key` is a column of that side.
@@ -180,16 +187,25 @@ impl JoinState {
 
 fn sides(spec: &JoinSpec) -> (Result<Side>, Result<Side>) {
     let (left, right): (Vec<_>, Vec<_>) = spec.on.iter().copied().unzip();
+    let keep = |close| Keep {
+        close,
+        growing: spec.append_only,
+        null_equal: spec.null_equal,
+    };
     (
-        Side::new(&spec.left, &left, &right, spec.left_close, spec.append_only),
-        Side::new(
-            &spec.right,
-            &right,
-            &left,
-            spec.right_close,
-            spec.append_only,
-        ),
+        Side::new(&spec.left, &left, &right, keep(spec.left_close)),
+        Side::new(&spec.right, &right, &left, keep(spec.right_close)),
     )
+}
+
+/// What a side keeps.
+#[derive(Debug, Clone, Copy)]
+struct Keep {
+    close: Option<CloseRule>,
+    /// Rows only come.
+    growing: bool,
+    /// Rows with null keys join too.
+    null_equal: bool,
 }
 
 /// One side: its rows by key, and how they are read.
@@ -206,6 +222,7 @@ struct Side {
     close: Option<CloseRule>,
     /// Rows only come.
     growing: bool,
+    null_equal: bool,
     /// Width of a table, in microseconds.
     step: i64,
     /// Column of the *other* side that has the value of this side's close column, if they are joined
@@ -250,13 +267,12 @@ impl Keyed {
 }
 
 impl Side {
-    fn new(
-        schema: &SchemaRef,
-        on: &[usize],
-        other: &[usize],
-        close: Option<CloseRule>,
-        growing: bool,
-    ) -> Result<Self> {
+    fn new(schema: &SchemaRef, on: &[usize], other: &[usize], keep: Keep) -> Result<Self> {
+        let Keep {
+            close,
+            growing,
+            null_equal,
+        } = keep;
         let data_type = |column: &usize| schema.field(*column).data_type().clone();
         let mut stored = Vec::new();
         let columns = (0..schema.fields().len()).map(|column| {
@@ -282,6 +298,7 @@ impl Side {
             stored,
             columns,
             growing,
+            null_equal,
             // Some eight tables live at a time, rows are kept an eighth longer.
             step: close.map_or(1, |rule| (rule.delay_us / 8).max(1_000_000)),
             close,
@@ -299,7 +316,7 @@ impl Side {
         let keys = self.keys.encode(&columns, delta.len())?;
         let hashes = hash_encoded(&columns, &keys)?;
         let mut nulls: Option<NullBuffer> = None;
-        for column in &columns {
+        for column in columns.iter().filter(|_| !self.null_equal) {
             nulls = NullBuffer::union(nulls.as_ref(), column.logical_nulls().as_ref());
         }
         Ok(Keyed {
@@ -516,73 +533,94 @@ fn assemble(
 
 impl Stateful for JoinState {
     fn freeze(&mut self) -> Vec<Part> {
-        let mut parts = Vec::new();
-        for (name, side) in [("left", &mut self.left), ("right", &mut self.right)] {
-            for (start, table) in &mut side.tables {
-                let start = start.map_or("open".to_string(), |start| start.to_string());
-                let name = format!("{name}:{start}");
-                parts.push(Part {
-                    name,
-                    data: PartData::Keyed(table.snapshot()),
-                });
-            }
-        }
+        let mut parts = self.left.freeze("left");
+        parts.extend(self.right.freeze("right"));
         parts
     }
 
     fn restore(&mut self, parts: &[StoredPart]) -> Result<()> {
         let owned = self.share.groups();
         for part in parts {
-            let strange = || {
-                Error::new(ErrorKind::Corrupt, "stored state is not that of a join")
-                    .detail(format!("part: {}", part.name))
-            };
             let (side, start) = match part.name.split_once(':') {
                 Some(("left", start)) => (&mut self.left, start),
                 Some(("right", start)) => (&mut self.right, start),
-                _ => return Err(strange()),
+                _ => return Err(strange(part)),
             };
-            let start = match start {
-                "open" => None,
-                start => Some(start.parse().map_err(|_| strange())?),
-            };
-            let table = side
-                .tables
-                .entry(start)
-                .or_insert_with(|| new_table(side.growing));
-            table.restore_part(part, &owned)?;
+            let growing = side.growing;
+            side.restore(part, start, &owned, || new_table(growing))?;
         }
-        for side in [&mut self.left, &mut self.right] {
-            side.tables.retain(|_, table| !table.is_empty());
-        }
+        self.left.drop_empty();
+        self.right.drop_empty();
         Ok(())
     }
 
     fn rows(&self) -> u64 {
-        let sides = [&self.left, &self.right].into_iter();
-        sides
-            .flat_map(|side| side.tables.values())
-            .map(KeyedState::len)
-            .sum()
+        self.left.rows() + self.right.rows()
     }
 
     fn bytes(&self) -> u64 {
-        let sides = [&self.left, &self.right].into_iter();
-        sides
-            .flat_map(|side| side.tables.values())
-            .map(KeyedState::bytes)
-            .sum()
+        self.left.bytes() + self.right.bytes()
     }
 
     fn swapped_bytes(&self) -> u64 {
-        let sides = [&self.left, &self.right].into_iter();
-        let tables = sides.flat_map(|side| side.tables.values());
-        tables.map(KeyedState::swapped_bytes).sum()
+        self.left.swapped_bytes() + self.right.swapped_bytes()
     }
 
     fn relieve(&mut self) {
         self.left.relieve();
         self.right.relieve();
+    }
+}
+
+fn strange(part: &StoredPart) -> Error {
+    Error::new(ErrorKind::Corrupt, "stored state is not that of a join")
+        .detail(format!("part: {}", part.name))
+}
+
+/// Checkpoints and sizes.
+impl Side {
+    fn freeze(&mut self, side: &str) -> Vec<Part> {
+        let tables = self.tables.iter_mut();
+        let parts = tables.map(|(start, table)| {
+            let start = start.map_or("open".to_string(), |start| start.to_string());
+            Part {
+                name: format!("{side}:{start}"),
+                data: PartData::Keyed(table.snapshot()),
+            }
+        });
+        parts.collect()
+    }
+
+    /// Adds the rows of a part to the table that begins at `start`.
+    fn restore(
+        &mut self,
+        part: &StoredPart,
+        start: &str,
+        owned: &Range<u16>,
+        new: impl FnOnce() -> KeyedState,
+    ) -> Result<()> {
+        let start = match start {
+            "open" => None,
+            start => Some(start.parse().map_err(|_| strange(part))?),
+        };
+        let table = self.tables.entry(start).or_insert_with(new);
+        table.restore_part(part, owned)
+    }
+
+    fn drop_empty(&mut self) {
+        self.tables.retain(|_, table| !table.is_empty());
+    }
+
+    fn rows(&self) -> u64 {
+        self.tables.values().map(KeyedState::len).sum()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.tables.values().map(KeyedState::bytes).sum()
+    }
+
+    fn swapped_bytes(&self) -> u64 {
+        self.tables.values().map(KeyedState::swapped_bytes).sum()
     }
 }
 

@@ -59,6 +59,18 @@ impl Plan {
                     true
                 }
                 Op::Join { .. } => false,
+                Op::SemiJoin {
+                    left, right, close, ..
+                } if changing[*left] || changing[*right] => {
+                    if close.is_some() {
+                        return Some("it forgets rows by the watermark");
+                    }
+                    if self.nodes[*left].append_only && self.nodes[*right].append_only {
+                        return Some("it joins rows that were never taken back");
+                    }
+                    true
+                }
+                Op::SemiJoin { .. } => false,
             };
         }
         let result = *changing.last()?;

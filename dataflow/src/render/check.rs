@@ -3,7 +3,7 @@
 //! Kernels are built on workers, where a failure would end the process; so what can fail is tried
 //! here first, where it is an answer to whoever asked.
 
-use super::nodes::{aggregate_spec, join_spec};
+use super::nodes::{aggregate_spec, join_spec, semi_join_spec};
 use super::recompute::recompute_spec;
 use crate::error::{Error, Result};
 use crate::kernel::contents::Contents;
@@ -36,6 +36,7 @@ pub fn check(plan: &Plan) -> Result<()> {
                     RowCodec::rows(schema.fields().iter().map(|f| f.data_type().clone()))?;
                 }
             }
+            Op::SemiJoin { .. } => semi_join_spec(plan, id).validate()?,
             Op::Recompute { .. } => recompute_spec(plan, id).validate()?,
             Op::Expand { .. }
             | Op::Input { .. }

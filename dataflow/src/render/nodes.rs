@@ -1,5 +1,7 @@
 //! One plan node each.
 
+mod join;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -13,7 +15,6 @@ use crate::checkpoint::StageId;
 use crate::delta::Delta;
 use crate::delta::exchange::Route;
 use crate::kernel::aggregate::{AggregateSpec, AggregateState};
-use crate::kernel::join::{JoinSpec, JoinState};
 use crate::kernel::map::MapKernel;
 use crate::kernel::preaggregate::PreAggregate;
 use crate::kernel::window::WindowKernel;
@@ -24,6 +25,8 @@ use crate::state::{Part, Stateful};
 use crate::tick::hold_of;
 use crate::time::{NO_WATERMARK, Tick};
 use crate::worker::command::{Progress, StateSize};
+
+pub use join::{join_spec, semi_join_spec};
 
 pub(super) type Deltas<'s> = Stream<'s, Tick, Delta>;
 
@@ -42,7 +45,7 @@ pub fn sources_below(build: &Build<'_, '_>, op: &Op, below: &[Vec<RelationId>]) 
         | Op::Aggregate { input, .. } => {
             sources.extend(&below[*input]);
         }
-        Op::Join { left, right, .. } => {
+        Op::Join { left, right, .. } | Op::SemiJoin { left, right, .. } => {
             sources.extend(&below[*left]);
             sources.extend(&below[*right]);
         }
@@ -62,7 +65,7 @@ pub fn folded_windows(plan: &Plan) -> BTreeSet<NodeId> {
             Op::Map { input, .. } | Op::Window { input, .. } | Op::Expand { input, .. } => {
                 folded.remove(input);
             }
-            Op::Join { left, right, .. } => {
+            Op::Join { left, right, .. } | Op::SemiJoin { left, right, .. } => {
                 folded.remove(left);
                 folded.remove(right);
             }
@@ -141,7 +144,8 @@ pub fn render<'s>(
         Op::Expand { input, compute } => {
             recompute::expand(build, compute, &node.schema, streams[*input].clone())
         }
-        Op::Join { .. } => join(build, plan, id, stage, streams, sources),
+        Op::Join { .. } => join::join(build, plan, id, stage, streams, sources),
+        Op::SemiJoin { .. } => join::semi_join(build, plan, id, stage, streams, sources),
         Op::Union { inputs } => {
             // Inputs may differ in names and nullability; the node's schema is the one below here.
             let schema = Arc::clone(&node.schema);
@@ -221,32 +225,6 @@ pub fn aggregate_spec(plan: &Plan, id: NodeId) -> AggregateSpec {
         allowed_lateness_us: *allowed_lateness_us,
         window: windowed_input(plan, id).1,
         retracting: !plan.nodes[*input].append_only,
-    }
-}
-
-/// The join at `id`, for its kernel.
-pub fn join_spec(plan: &Plan, id: NodeId) -> JoinSpec {
-    let node = &plan.nodes[id];
-    let Op::Join {
-        left,
-        right,
-        on,
-        filter,
-        left_close,
-        right_close,
-    } = &node.op
-    else {
-        unreachable!("called for joins")
-    };
-    JoinSpec {
-        left: Arc::clone(&plan.nodes[*left].schema),
-        right: Arc::clone(&plan.nodes[*right].schema),
-        output: Arc::clone(&node.schema),
-        on: on.clone(),
-        filter: filter.clone(),
-        left_close: *left_close,
-        right_close: *right_close,
-        append_only: plan.nodes[*left].append_only && plan.nodes[*right].append_only,
     }
 }
 
@@ -341,80 +319,6 @@ impl Logic for AggregateLogic {
             let size = StateSize::of(&self.state);
             let counters = &self.progress.counters;
             counters.set_state(self.worker, self.stage, "aggregate", size);
-        } else {
-            self.state.relieve();
-        }
-    }
-    fn freeze(&mut self) -> Option<Vec<Part>> {
-        Some(self.state.freeze())
-    }
-}
-
-fn join<'s>(
-    build: &mut Build<'_, 's>,
-    plan: &Plan,
-    id: NodeId,
-    stage: StageId,
-    streams: &[Deltas<'s>],
-    sources: &[RelationId],
-) -> Deltas<'s> {
-    let Op::Join { left, right, .. } = &plan.nodes[id].op else {
-        unreachable!("called for joins")
-    };
-    let spec = Arc::new(join_spec(plan, id));
-    let on = spec.on.clone();
-    let worker = build.context.worker;
-    let mut state = JoinState::new(spec, worker, build.workers);
-    if let Some(restored) = build.restored_stage(stage) {
-        state
-            .restore(&restored.parts)
-            .expect("checksums of the checkpoint were verified");
-        let counters = &build.install.progress.counters;
-        counters.set_state(worker, stage.0, "join", StateSize::of(&state));
-    }
-    let logic = JoinLogic {
-        state,
-        worker,
-        stage: stage.0,
-        progress: Arc::clone(&build.install.progress),
-    };
-    let left_route = Route::Columns(on.iter().map(|(l, _)| *l).collect());
-    let right_route = Route::Columns(on.iter().map(|(_, r)| *r).collect());
-    let mut outs = build.stage(
-        "Join",
-        vec![
-            (streams[*left].clone(), Some(left_route)),
-            (streams[*right].clone(), Some(right_route)),
-        ],
-        2,
-        stage,
-        sources.to_vec(),
-        Box::new(logic),
-    );
-    build.errors.push(outs.pop().expect("two outputs"));
-    outs.pop().expect("two outputs")
-}
-
-struct JoinLogic {
-    state: JoinState,
-    worker: usize,
-    stage: u32,
-    progress: Arc<Progress>,
-}
-
-impl Logic for JoinLogic {
-    fn tick(&mut self, moment: &Moment, inputs: Vec<Vec<Delta>>, outputs: &mut [Out]) {
-        let mut inputs = inputs.into_iter();
-        let left = inputs.next().expect("two inputs");
-        let right = inputs.next().expect("two inputs");
-        let worked = !left.is_empty() || !right.is_empty();
-        let out = self.state.tick(&left, &right, moment.watermark);
-        outputs[0].extend(out.deltas);
-        outputs[1].extend(out.errors);
-        if worked {
-            let size = StateSize::of(&self.state);
-            let counters = &self.progress.counters;
-            counters.set_state(self.worker, self.stage, "join", size);
         } else {
             self.state.relieve();
         }

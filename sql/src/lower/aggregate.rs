@@ -151,7 +151,8 @@ impl Lowering<'_> {
                 None => parts.push((of, vec![at])),
             }
         }
-        self.shared.insert(input.node);
+        // Each part reads the input.
+        self.sealed = self.nodes.len();
         let mut streams = Vec::with_capacity(parts.len());
         for (of, part) in parts {
             let mut some: Vec<AggregateCall> = part.iter().map(|at| calls[*at].clone()).collect();
@@ -292,10 +293,8 @@ impl Lowering<'_> {
         let chosen: Option<Vec<usize>> = exprs.iter().map(column_of).collect();
         let Some(chosen) = chosen else { return node };
         // A node that is not the last one may be read by others.
-        if node + 1 != self.nodes.len()
-            || self.shared.contains(&node)
-            || !matches!(self.nodes[window].op, Op::Window { .. })
-        {
+        let alone = node + 1 == self.nodes.len() && node >= self.sealed;
+        if !alone || !matches!(self.nodes[window].op, Op::Window { .. }) {
             return node;
         }
         self.nodes.pop();

@@ -175,7 +175,7 @@ impl Lowering<'_> {
         let width = scope.fields().len();
         let more = wide.fields.len();
         let events = |lowering: &Self, input: &Stream, key: Option<(Event, usize)>| {
-            let mut events = lowering.kept(&input.events, key);
+            let mut events = lowering.promised(&input.events, key);
             events.truncate(width + more);
             events.resize(width + more + exprs.len(), None);
             events
@@ -226,7 +226,7 @@ impl Lowering<'_> {
                 .iter()
                 .map(|k| input.events.get(*k).copied().flatten())
                 .collect();
-            let mut events = lowering.kept(&of_keys, key);
+            let mut events = lowering.promised(&of_keys, key);
             events.resize(keys.len() + count, None);
             events
         };
@@ -417,7 +417,7 @@ impl Lowering<'_> {
     }
 
     /// Events of columns whose rows are computed in partitions that `key` closes.
-    fn kept(&self, events: &[Option<Event>], key: Option<(Event, usize)>) -> Vec<Option<Event>> {
+    fn promised(&self, events: &[Option<Event>], key: Option<(Event, usize)>) -> Vec<Option<Event>> {
         let lateness = self.rules.allowed_lateness_us;
         match (self.rules.emit, key) {
             (_, None) => vec![None; events.len()],

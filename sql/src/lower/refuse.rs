@@ -1,6 +1,5 @@
 //! What cannot be kept up to date, with the reason and a way out.
 
-use datafusion::common::JoinType;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
 use millrace_dataflow::error::{Error, Result};
@@ -10,7 +9,6 @@ use crate::error::{carry, planning};
 /// Looks at a bound plan of a view, before rules change its shape.
 pub(crate) fn refuse_unmaintainable(plan: &LogicalPlan) -> Result<()> {
     plan.apply_with_subqueries(|node| {
-        check(node).map_err(carry)?;
         for expr in node.expressions() {
             expr.apply(|e| {
                 check_expr(e).map_err(carry)?;
@@ -21,15 +19,6 @@ pub(crate) fn refuse_unmaintainable(plan: &LogicalPlan) -> Result<()> {
     })
     .map(|_| ())
     .map_err(|e| planning(e).0)
-}
-
-fn check(node: &LogicalPlan) -> Result<()> {
-    match node {
-        LogicalPlan::Join(join) if join.join_type != JoinType::Inner => {
-            Err(join_kind(join.join_type))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn check_expr(expr: &Expr) -> Result<()> {
@@ -45,14 +34,6 @@ fn check_expr(expr: &Expr) -> Result<()> {
                 "compute it when you query the view, or derive a value from the row, as in md5(id)",
             )),
         },
-        Expr::ScalarSubquery(_) => Err(Error::unsupported(
-            "a subquery as a value cannot be kept up to date yet",
-        )
-        .hint("join with the subquery instead")),
-        Expr::Exists(_) | Expr::InSubquery(_) | Expr::SetComparison(_) => Err(Error::unsupported(
-            "IN and EXISTS over a subquery cannot be kept up to date yet",
-        )
-        .hint("join with SELECT DISTINCT of the subquery's columns instead")),
         _ => Ok(()),
     }
 }
@@ -73,7 +54,6 @@ fn changes_by_itself(name: &str) -> Error {
 /// A node that no operator keeps.
 pub(super) fn cannot(node: &LogicalPlan) -> Error {
     match node {
-        LogicalPlan::Join(join) => join_kind(join.join_type),
         other => Error::unsupported(format!(
             "this query cannot be kept up to date: {} is not supported in a view",
             other
@@ -84,31 +64,6 @@ pub(super) fn cannot(node: &LogicalPlan) -> Error {
                 .unwrap_or("a part of it")
         )),
     }
-}
-
-pub(super) fn join_kind(kind: JoinType) -> Error {
-    let what = match kind {
-        JoinType::Left => "LEFT JOIN",
-        JoinType::Right => "RIGHT JOIN",
-        JoinType::Full => "FULL JOIN",
-        JoinType::LeftSemi | JoinType::RightSemi | JoinType::LeftMark | JoinType::RightMark => {
-            "a semi-join (IN, EXISTS, INTERSECT)"
-        }
-        JoinType::LeftAnti | JoinType::RightAnti => "an anti-join (NOT IN, NOT EXISTS, EXCEPT)",
-        JoinType::Inner => "this join",
-    };
-    Error::unsupported(format!("{what} cannot be kept up to date yet"))
-        .hint("use an inner join in the view, and join when you query it")
-}
-
-pub(super) fn set_operation() -> Error {
-    Error::unsupported("INTERSECT and EXCEPT cannot be kept up to date yet")
-        .hint("use UNION, or a join")
-}
-
-pub(super) fn cross_join() -> Error {
-    Error::unsupported("a join without an equality between the two sides cannot be kept up to date")
-        .hint("add a condition such as a.id = b.id")
 }
 
 pub(super) fn grouping_sets() -> Error {

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use datafusion::sql::sqlparser::ast::{
     Cte, Expr, Function, FunctionArg, FunctionArgumentClause, FunctionArguments, GroupByExpr, Join,
     JoinConstraint, JoinOperator, LimitClause, OrderBy, OrderByKind, Query, Select, SelectFlavor,
-    SetExpr, SetOperator, SetQuantifier, Spanned, TableFactor, TableWithJoins, Visit, Visitor,
+    SetExpr, SetOperator, Spanned, TableFactor, TableWithJoins, Visit, Visitor,
 };
 use millrace_dataflow::error::{Error, Result};
 
@@ -140,10 +140,7 @@ impl Strict<'_> {
                     left,
                     right,
                 } => {
-                    // Planned as semi- and anti-joins, which do not count copies.
-                    let counts = matches!(set_quantifier, SetQuantifier::All)
-                        && !matches!(op, SetOperator::Union);
-                    if counts || matches!(op, SetOperator::Minus) {
+                    if matches!(op, SetOperator::Minus) {
                         return self.refuse(&format!("{op} {set_quantifier}"), body);
                     }
                     self.body(right)?;

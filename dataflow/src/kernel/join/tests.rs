@@ -66,6 +66,7 @@ const SECOND: i64 = 1_000_000;
 #[derive(Debug, Clone)]
 struct Case {
     on: Vec<(usize, usize)>,
+    null_equal: bool,
     filter: bool,
     append_only: bool,
     close: [Option<i64>; 2],
@@ -92,20 +93,24 @@ fn case() -> impl Strategy<Value = Case> {
         1usize..4,
         1usize..4,
     );
-    (on, any::<[bool; 2]>(), close(), close(), run).prop_map(
-        |(on, [filter, append_only], left, right, (mut ticks, restart, before, after))| Case {
-            on,
-            filter,
-            append_only,
-            close: [left, right],
-            ticks: {
-                let rows = ticks.iter_mut().flat_map(|(new, _)| new).flatten();
-                rows.filter(|_| append_only)
-                    .for_each(|row| row.diff = row.diff.abs());
-                ticks
-            },
-            restart,
-            workers: (before, after),
+    (on, any::<[bool; 3]>(), close(), close(), run).prop_map(
+        |(on, [filter, append_only, null_equal], left, right, run)| {
+            let (mut ticks, restart, before, after) = run;
+            Case {
+                on,
+                null_equal,
+                filter,
+                append_only,
+                close: [left, right],
+                ticks: {
+                    let rows = ticks.iter_mut().flat_map(|(new, _)| new).flatten();
+                    rows.filter(|_| append_only)
+                        .for_each(|row| row.diff = row.diff.abs());
+                    ticks
+                },
+                restart,
+                workers: (before, after),
+            }
         },
     )
 }
@@ -128,6 +133,7 @@ impl Case {
             right: side,
             output: Arc::new(Schema::new(both)),
             on: self.on.clone(),
+            null_equal: self.null_equal,
             filter: self
                 .filter
                 .then(|| compare(column("value", 3), Operator::LtEq, column("value", 8))),
@@ -154,7 +160,10 @@ impl Naive {
             3 => Some(row.value),
             _ => Some(0),
         };
-        let equal = |(l, r): &(usize, usize)| matches!((value(left, *l), value(right, *r)), (Some(l), Some(r)) if l == r);
+        let equal = |(l, r): &(usize, usize)| match (value(left, *l), value(right, *r)) {
+            (None, None) => self.case.null_equal,
+            (l, r) => l == r,
+        };
         self.case.on.iter().all(equal) && (!self.case.filter || left.value <= right.value)
     }
 
@@ -289,6 +298,7 @@ proptest! {
 fn a_hot_key_comes_in_bounded_deltas() {
     let case = Case {
         on: vec![(0, 0)],
+        null_equal: false,
         filter: false,
         append_only: false,
         close: [None, None],

@@ -1,0 +1,384 @@
+//! Predicates over subqueries in a form that joins can compute, with SQL's three truth values.
+//!
+//! DataFusion turns `EXISTS` and `IN` of a filter into semi-joins, anti-joins and marks, which know two
+//! values. Where a null can tell the difference, or where there is no filter, they are said otherwise
+//! here first:
+//!
+//! ```text
+//! x = ANY (S), x <> ALL (S)  x IN (S), x NOT IN (S)
+//! x NOT IN (S)               NOT EXISTS (y = x) AND NOT EXISTS (y IS NULL) AND NOT EXISTS (x IS NULL)
+//! x IN (S) within a term     CASE WHEN EXISTS (y = x) THEN true
+//!                            WHEN EXISTS (y IS NULL) OR x IS NULL AND EXISTS (S) THEN NULL ELSE false END
+//! EXISTS (S) as a value      (SELECT count(*) FROM S) > 0
+//! ```
+//!
+//! # Contract
+//!
+//! * What joins would compute wrongly is refused: an aggregate that is never empty becomes a group that
+//!   may be missing, where it depends on the outer row.
+
+use std::sync::Arc;
+
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::{Column, DFSchema, ExprSchema, Result as DfResult, ScalarValue};
+use datafusion::functions_aggregate::expr_fn::count;
+use datafusion::logical_expr::expr::{Case, Exists, InSubquery, SetComparison, SetQuantifier};
+use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
+use datafusion::logical_expr::{
+    Aggregate, Expr, ExprSchemable, Filter, LogicalPlan, LogicalPlanBuilder, Operator, Subquery,
+    lit, not,
+};
+use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
+use millrace_dataflow::error::{Error, Result};
+
+use crate::error::{carry, planning};
+
+#[derive(Debug)]
+pub(super) struct SubqueryPredicates {
+    /// One-shot queries have a join for NOT IN where nothing refers to the outer row.
+    pub(super) join_not_in: bool,
+}
+
+impl OptimizerRule for SubqueryPredicates {
+    fn name(&self) -> &str {
+        "subquery_predicates"
+    }
+    fn supports_rewrite(&self) -> bool {
+        true
+    }
+    fn rewrite(
+        &self,
+        plan: LogicalPlan,
+        _: &dyn OptimizerConfig,
+    ) -> DfResult<Transformed<LogicalPlan>> {
+        plan.transform_up_with_subqueries(|plan| self.node(plan))
+    }
+}
+
+impl SubqueryPredicates {
+    fn node(&self, plan: LogicalPlan) -> DfResult<Transformed<LogicalPlan>> {
+        let mut schema = DFSchema::empty();
+        for input in plan.inputs() {
+            schema.merge(input.schema());
+        }
+        match plan {
+            LogicalPlan::Filter(filter) if has_predicate(&filter.predicate) => {
+                let mut terms = Vec::new();
+                for term in split_conjunction_owned(filter.predicate.clone()) {
+                    self.term(term, &schema, &mut terms)?;
+                }
+                let predicate = conjunction(terms).unwrap_or_else(|| lit(true));
+                let changed = predicate != filter.predicate;
+                let filter = Filter::try_new(predicate, filter.input)?;
+                Ok(match changed {
+                    true => Transformed::yes(LogicalPlan::Filter(filter)),
+                    false => Transformed::no(LogicalPlan::Filter(filter)),
+                })
+            }
+            LogicalPlan::Projection(_) => {
+                let names = datafusion::logical_expr::expr_rewriter::NamePreserver::new(&plan);
+                plan.map_expressions(|expr| {
+                    if !has_predicate(&expr) {
+                        return Ok(Transformed::no(expr));
+                    }
+                    let name = names.save(&expr);
+                    let value = embedded(expr, &schema)?.transform_data(as_value)?;
+                    Ok(value.update_data(|expr| name.restore(expr)))
+                })
+            }
+            LogicalPlan::Join(join) => {
+                if let LogicalPlan::Subquery(lateral) = join.right.as_ref() {
+                    check_lateral(lateral)?;
+                }
+                Ok(Transformed::no(LogicalPlan::Join(join)))
+            }
+            other => Ok(Transformed::no(other)),
+        }
+    }
+
+    /// A term of a filter: null is as good as false.
+    fn term(&self, term: Expr, schema: &DFSchema, terms: &mut Vec<Expr>) -> DfResult<()> {
+        let term = set_comparison(term);
+        let (inner, negated) = match term {
+            Expr::Not(inner) if matches!(*inner, Expr::InSubquery(_) | Expr::Exists(_)) => {
+                (*inner, true)
+            }
+            other => (other, false),
+        };
+        match inner {
+            Expr::InSubquery(mut test) => {
+                test.negated ^= negated;
+                if let Some(compared) = single_row(&test)? {
+                    terms.push(compared);
+                } else if test.negated && !self.joins(&test, schema)? {
+                    let InSubquery { expr, subquery, .. } = test;
+                    let (x, y) = (outer(*expr, schema)?, first_column(&subquery));
+                    let mut absent = vec![y.clone().eq(x.clone())];
+                    if subquery.subquery.schema().field(0).is_nullable() {
+                        absent.push(y.is_null());
+                    }
+                    if x.nullable(schema).unwrap_or(true) {
+                        absent.push(x.is_null());
+                    }
+                    for condition in absent {
+                        terms.push(not(exists(&subquery, Some(condition))?));
+                    }
+                } else {
+                    terms.push(Expr::InSubquery(test));
+                }
+            }
+            Expr::Exists(mut test) => {
+                test.negated ^= negated;
+                match always(&test.subquery)? {
+                    true => terms.push(lit(!test.negated)),
+                    false => terms.push(Expr::Exists(test)),
+                }
+            }
+            other => terms.push(embedded(other, schema)?.data),
+        }
+        Ok(())
+    }
+
+    /// Whether the query engine's join for NOT IN can compute it.
+    fn joins(&self, test: &InSubquery, schema: &DFSchema) -> DfResult<bool> {
+        let null =
+            test.expr.nullable(schema)? || test.subquery.subquery.schema().field(0).is_nullable();
+        let alone = test.subquery.outer_ref_columns.is_empty() && !test.expr.contains_outer();
+        Ok(!null || (self.join_not_in && alone && !test.expr.column_refs().is_empty()))
+    }
+}
+
+/// Predicates over subqueries, other than in subqueries.
+fn has_predicate(expr: &Expr) -> bool {
+    let is = |e: &Expr| {
+        matches!(
+            e,
+            Expr::Exists(_) | Expr::InSubquery(_) | Expr::SetComparison(_)
+        )
+    };
+    expr.exists(|e| Ok(is(e))).unwrap_or(true)
+}
+
+fn set_comparison(expr: Expr) -> Expr {
+    match expr {
+        Expr::SetComparison(SetComparison {
+            expr,
+            subquery,
+            op: op @ (Operator::Eq | Operator::NotEq),
+            quantifier,
+        }) if (op == Operator::Eq) == (quantifier == SetQuantifier::Any) => {
+            Expr::InSubquery(InSubquery::new(expr, subquery, op == Operator::NotEq))
+        }
+        other => other,
+    }
+}
+
+/// An expression in which a null is not the same as false.
+fn embedded(expr: Expr, schema: &DFSchema) -> DfResult<Transformed<Expr>> {
+    expr.transform_up(|expr| match set_comparison(expr) {
+        Expr::InSubquery(test) => {
+            if let Some(compared) = single_row(&test)? {
+                return Ok(Transformed::yes(compared));
+            }
+            let InSubquery {
+                expr,
+                subquery,
+                negated,
+            } = test;
+            let y = first_column(&subquery);
+            let x = outer((*expr).clone(), schema)?;
+            let found = exists(&subquery, Some(y.clone().eq(x)))?;
+            let mut unknown = Vec::new();
+            if subquery.subquery.schema().field(0).is_nullable() {
+                unknown.push(exists(&subquery, Some(y.is_null()))?);
+            }
+            if expr.nullable(schema)? {
+                unknown.push(expr.is_null().and(exists(&subquery, None)?));
+            }
+            let value = |value: bool| Box::new(lit(value));
+            let mut cases = vec![(Box::new(found), value(!negated))];
+            if let Some(unknown) = unknown.into_iter().reduce(Expr::or) {
+                let null = Expr::Literal(ScalarValue::Boolean(None), None);
+                cases.push((Box::new(unknown), Box::new(null)));
+            }
+            Ok(Transformed::yes(Expr::Case(Case::new(
+                None,
+                cases,
+                Some(value(negated)),
+            ))))
+        }
+        Expr::Exists(test) if always(&test.subquery)? => Ok(Transformed::yes(lit(!test.negated))),
+        other => Ok(Transformed::no(other)),
+    })
+}
+
+/// Where there is no filter that a join could stand for.
+fn as_value(expr: Expr) -> DfResult<Transformed<Expr>> {
+    expr.transform_up(|expr| match expr {
+        Expr::Exists(Exists { subquery, negated }) => {
+            let counted = LogicalPlanBuilder::from(subquery.subquery.as_ref().clone())
+                .aggregate(Vec::<Expr>::new(), vec![count(lit(1)).alias("count")])?
+                .build()?;
+            let rows = Expr::ScalarSubquery(Subquery {
+                outer_ref_columns: counted.all_out_ref_exprs(),
+                subquery: Arc::new(counted),
+                spans: subquery.spans,
+            });
+            let none = lit(0i64);
+            Ok(Transformed::yes(match negated {
+                true => rows.eq(none),
+                false => rows.gt(none),
+            }))
+        }
+        other => Ok(Transformed::no(other)),
+    })
+}
+
+fn first_column(subquery: &Subquery) -> Expr {
+    Expr::Column(Column::from(subquery.subquery.schema().qualified_field(0)))
+}
+
+/// Columns of this row, as a subquery refers to them.
+fn outer(expr: Expr, schema: &DFSchema) -> DfResult<Expr> {
+    let expr = expr.transform_up(|expr| match expr {
+        Expr::Column(column) => {
+            let field = Arc::clone(schema.field_from_column(&column)?);
+            Ok(Transformed::yes(Expr::OuterReferenceColumn(field, column)))
+        }
+        other => Ok(Transformed::no(other)),
+    })?;
+    Ok(expr.data)
+}
+
+fn exists(subquery: &Subquery, condition: Option<Expr>) -> DfResult<Expr> {
+    let mut plan = LogicalPlanBuilder::from(subquery.subquery.as_ref().clone());
+    if let Some(condition) = condition {
+        plan = plan.filter(condition)?;
+    }
+    let plan = plan.build()?;
+    Ok(Expr::Exists(Exists {
+        subquery: Subquery {
+            outer_ref_columns: plan.all_out_ref_exprs(),
+            subquery: Arc::new(plan),
+            spans: subquery.spans.clone(),
+        },
+        negated: false,
+    }))
+}
+
+/// The aggregate of all rows that the subquery is, and whether a condition stands above it.
+fn aggregate_of_all(plan: &LogicalPlan) -> Option<(&Aggregate, bool)> {
+    match plan {
+        LogicalPlan::Projection(projection) => aggregate_of_all(&projection.input),
+        LogicalPlan::SubqueryAlias(alias) => aggregate_of_all(&alias.input),
+        LogicalPlan::Sort(sort) => aggregate_of_all(&sort.input),
+        LogicalPlan::Filter(filter) => aggregate_of_all(&filter.input).map(|(a, _)| (a, true)),
+        LogicalPlan::Aggregate(aggregate) if aggregate.group_expr.is_empty() => {
+            Some((aggregate, false))
+        }
+        _ => None,
+    }
+}
+
+/// The one row of an aggregate that depends on the outer row; `None` for other subqueries.
+fn dependent_aggregate(subquery: &Subquery) -> DfResult<bool> {
+    if subquery.outer_ref_columns.is_empty() {
+        return Ok(false);
+    }
+    match aggregate_of_all(&subquery.subquery) {
+        None => Ok(false),
+        Some((_, false)) => Ok(true),
+        Some((_, true)) => Err(carry(
+            Error::unsupported(
+                "EXISTS and IN over an aggregate with HAVING cannot refer to the outer row",
+            )
+            .hint("compare with the aggregate instead, as in (SELECT count(*) FROM …) > 1"),
+        )),
+    }
+}
+
+/// `x IN (one row)` is `x = (that row)`.
+fn single_row(test: &InSubquery) -> DfResult<Option<Expr>> {
+    if !dependent_aggregate(&test.subquery)? {
+        return Ok(None);
+    }
+    let (x, row) = (
+        test.expr.as_ref().clone(),
+        Expr::ScalarSubquery(test.subquery.clone()),
+    );
+    Ok(Some(match test.negated {
+        true => x.not_eq(row),
+        false => x.eq(row),
+    }))
+}
+
+/// The subquery has a row, whatever the tables hold.
+fn always(subquery: &Subquery) -> DfResult<bool> {
+    dependent_aggregate(subquery)
+}
+
+/// Without a match an outer row gets nulls for the columns of the subquery: right unless an aggregate
+/// says something else of no rows.
+fn check_lateral(lateral: &Subquery) -> DfResult<()> {
+    let Some((aggregate, _)) = aggregate_of_all(&lateral.subquery) else {
+        return Ok(());
+    };
+    if lateral.subquery.all_out_ref_exprs().is_empty() {
+        return Ok(());
+    }
+    let counts = aggregate.aggr_expr.iter().any(|expr| {
+        let is_count = |e: &Expr| match e {
+            Expr::AggregateFunction(f) => !matches!(f.func.name(), "sum" | "avg" | "min" | "max"),
+            _ => false,
+        };
+        expr.exists(|e| Ok(is_count(e))).unwrap_or(true)
+    });
+    if !counts && plain(&lateral.subquery) {
+        return Ok(());
+    }
+    Err(carry(
+        Error::unsupported("LATERAL over an aggregate other than a plain sum, avg, min or max is not supported")
+            .hint("write the aggregate as a value: SELECT a.id, (SELECT count(*) FROM b WHERE b.id = a.id) FROM a"),
+    ))
+}
+
+/// Only columns stand above the aggregate.
+fn plain(plan: &LogicalPlan) -> bool {
+    match plan {
+        LogicalPlan::Projection(projection) => {
+            let column = |e: &Expr| matches!(e.clone().unalias(), Expr::Column(_));
+            projection.expr.iter().all(column) && plain(&projection.input)
+        }
+        LogicalPlan::SubqueryAlias(alias) => plain(&alias.input),
+        LogicalPlan::Aggregate(_) => true,
+        _ => false,
+    }
+}
+
+/// Refuses a plan in which a subquery is left: no rule could turn it into a join.
+pub(crate) fn check_joined(plan: &LogicalPlan) -> Result<()> {
+    let left = || {
+        Err(carry(
+            Error::unsupported("a subquery of this form is not supported")
+                .detail("it could not be turned into a join with the rows around it")
+                .hint("compare columns of both by equality in the subquery's WHERE, or join with it instead"),
+        ))
+    };
+    plan.apply(|node| {
+        if matches!(node, LogicalPlan::Subquery(_)) {
+            return left();
+        }
+        node.apply_expressions(|expr| {
+            expr.apply(|expr| match expr {
+                Expr::Exists(_)
+                | Expr::InSubquery(_)
+                | Expr::ScalarSubquery(_)
+                | Expr::SetComparison(_)
+                | Expr::OuterReferenceColumn(_, _) => left(),
+                _ => Ok(TreeNodeRecursion::Continue),
+            })
+        })
+    })
+    .map(|_| ())
+    .map_err(|e| planning(e).0)
+}
