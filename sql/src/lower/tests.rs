@@ -151,13 +151,16 @@ fn nodes_stand_in_topological_order_and_the_result_is_last() {
     for (id, node) in plan.nodes.iter().enumerate() {
         let inputs = match &node.op {
             Op::Input { .. } | Op::Values { .. } => vec![],
-            Op::Map { input, .. } | Op::Window { input, .. } | Op::Aggregate { input, .. } => {
+            Op::Map { input, .. }
+            | Op::Window { input, .. }
+            | Op::Expand { input, .. }
+            | Op::Aggregate { input, .. } => {
                 vec![*input]
             }
             Op::Join { left, right, .. } | Op::SemiJoin { left, right, .. } => {
                 vec![*left, *right]
             }
-            Op::Union { inputs } => inputs.clone(),
+            Op::Recompute { inputs, .. } | Op::Union { inputs } => inputs.clone(),
         };
         assert!(inputs.iter().all(|i| *i < id));
     }
