@@ -35,7 +35,7 @@ use crate::served::{Served, SharedServed};
 use crate::state::Part;
 use crate::tap::{Queue, SharedQueue};
 use crate::tick::SharedTickLog;
-use crate::time::Tick;
+use crate::time::{NO_WATERMARK, Tick, Watermark};
 use crate::worker::command::{Body, Counters, Install, Progress};
 
 /// A relation without rows that completes every tick: what constant rows follow.
@@ -87,6 +87,24 @@ impl<'s> Build<'_, 's> {
         Share {
             worker: self.context.worker,
             workers: self.workers,
+        }
+    }
+    /// By which watermark a row of a tick is late: that of the tick before its own. Nothing is late up to
+    /// the first minted tick of a new dataflow: that is history, and what its closing gives at that tick.
+    pub fn lateness(&self, sources: &[RelationId]) -> impl Fn(Tick) -> Watermark + 'static {
+        let ticks = Rc::clone(&self.context.ticks);
+        let attach = Rc::clone(&self.context.attach);
+        let restored = self.restored().is_some();
+        let sources = sources.to_vec();
+        move |tick| {
+            let known = tick > attach.get() || (restored && tick == attach.get());
+            if !known {
+                return NO_WATERMARK;
+            }
+            let ticks = ticks.borrow();
+            ticks
+                .before(tick)
+                .map_or(NO_WATERMARK, |info| info.watermark(&sources))
         }
     }
     /// A stage whose state is part of checkpoints.

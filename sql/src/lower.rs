@@ -34,7 +34,7 @@ use crate::guard::Guarded;
 use crate::optimize::optimize_view;
 use crate::parse::Options;
 use crate::stack::on_big_stack;
-use crate::windows::WindowNode;
+use crate::windows::{AssignNode, WindowNode};
 
 use event::{Event, Events};
 pub(crate) use refuse::refuse_unmaintainable;
@@ -157,8 +157,11 @@ impl Lowering<'_> {
                 self.union(streams, arrow_schema(&union.schema))
             }
             LogicalPlan::Extension(Extension { node }) => {
-                match node.as_any().downcast_ref::<WindowNode>() {
-                    Some(window) => self.window(window),
+                if let Some(window) = node.as_any().downcast_ref::<WindowNode>() {
+                    return self.window(window);
+                }
+                match node.as_any().downcast_ref::<AssignNode>() {
+                    Some(assign) => self.assign(assign),
                     None => Err(refuse::cannot(plan)),
                 }
             }
@@ -335,14 +338,7 @@ impl Lowering<'_> {
     fn window(&mut self, window: &WindowNode) -> Result<Stream> {
         let input = self.build(&window.input)?;
         let time = window.time_index().map_err(|e| planning(e).0)?;
-        let Some(event) = input.events[time] else {
-            return Err(Error::invalid(format!(
-                "column \"{}\" has no watermark, so its windows would never close",
-                window.input.schema().field(time).name()
-            ))
-            .code("42P10")
-            .hint("use the column that the source declares in WATERMARK FOR, unchanged"));
-        };
+        let event = timed(&input, time, &window.input)?;
         let append_only = self.nodes[input.node].append_only;
         let node = self.push(
             Op::Window {
@@ -388,6 +384,18 @@ impl Lowering<'_> {
         );
         Ok(Stream { node, events })
     }
+}
+
+/// The event time of a window's column.
+fn timed(input: &Stream, time: usize, below: &LogicalPlan) -> Result<Event> {
+    input.events[time].ok_or_else(|| {
+        Error::invalid(format!(
+            "column \"{}\" has no watermark, so its windows would never close",
+            below.schema().field(time).name()
+        ))
+        .code("42P10")
+        .hint("use the column that the source declares in WATERMARK FOR, unchanged")
+    })
 }
 
 /// The column that the expression is.

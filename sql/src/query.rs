@@ -28,7 +28,7 @@ use crate::functions::functions;
 use crate::lower::SlotPlanner;
 use crate::optimize::{bound_constants, check_joined, query_rules};
 use crate::stack::on_big_stack;
-use crate::windows::WindowPlanner;
+use crate::windows::{AssignPlanner, WindowPlanner};
 
 pub use stop::{Stop, StopOnDrop};
 
@@ -149,6 +149,7 @@ impl QueryPlanner for Planner {
     ) -> DfResult<Arc<dyn ExecutionPlan>> {
         DefaultPhysicalPlanner::with_extension_planners(vec![
             Arc::new(WindowPlanner),
+            Arc::new(AssignPlanner),
             Arc::new(SlotPlanner),
         ])
         .create_physical_plan(plan, state)

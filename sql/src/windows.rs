@@ -1,4 +1,5 @@
-//! Event-time windows as relations: `TUMBLE(rel, time, size)` and `HOP(rel, time, slide, size)`.
+//! Event-time windows as relations: `TUMBLE(rel, time, size)`, `HOP(rel, time, slide, size)`,
+//! `SESSION(rel, time, gap, key, …)` and `CUMULATE(rel, time, step, size)`.
 //!
 //! A `RelationPlanner` sees the table factor before DataFusion would take it for a table function,
 //! plans the first argument as a relation (so that CTEs and subqueries resolve), and yields an
@@ -12,6 +13,7 @@
 //!   epoch; a row stands once in each window it belongs to, a row without a time in none.
 
 mod exec;
+mod session;
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -22,7 +24,9 @@ use datafusion::common::{Column, DFSchema, DFSchemaRef, Result as DfResult, Scal
 use datafusion::logical_expr::planner::{
     PlannedRelation, RelationPlanner, RelationPlannerContext, RelationPlanning,
 };
-use datafusion::logical_expr::{Expr, Extension, LogicalPlan, UserDefinedLogicalNodeCore};
+use datafusion::logical_expr::{
+    Expr, Extension, LogicalPlan, UserDefinedLogicalNode, UserDefinedLogicalNodeCore,
+};
 use datafusion::sql::sqlparser::ast::{
     Expr as SqlExpr, FunctionArg, FunctionArgExpr, Ident, ObjectName, TableFactor,
 };
@@ -33,6 +37,7 @@ use crate::error::{SYNTAX, TYPE_MISMATCH, carry};
 use crate::types::{sql_name, timestamp};
 
 pub(crate) use exec::WindowPlanner;
+pub(crate) use session::{AssignNode, AssignPlanner, Assigned};
 
 /// Windows that hold one row, at the most: each keeps its own state.
 const MOST_WINDOWS: i64 = 10_000;
@@ -48,6 +53,25 @@ pub(crate) struct WindowNode {
     pub(crate) schema: DFSchemaRef,
 }
 
+/// The columns of a relation with those of a window behind them.
+fn windowed(input: &LogicalPlan) -> DfResult<DFSchemaRef> {
+    let mut fields: Vec<_> = input
+        .schema()
+        .iter()
+        .map(|(q, f)| (q.cloned(), Arc::clone(f)))
+        .collect();
+    let first = fields.first().and_then(|(q, _)| q.clone());
+    let qualifier = first.filter(|q| fields.iter().all(|(other, _)| other.as_ref() == Some(q)));
+    for name in ["window_start", "window_end"] {
+        fields.push((
+            qualifier.clone(),
+            Arc::new(Field::new(name, timestamp(), false)),
+        ));
+    }
+    let schema = Arc::new(DFSchema::new_with_metadata(fields, Default::default())?);
+    Ok(schema)
+}
+
 impl PartialOrd for WindowNode {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         self.input.partial_cmp(&other.input)
@@ -56,20 +80,7 @@ impl PartialOrd for WindowNode {
 
 impl WindowNode {
     fn try_new(input: LogicalPlan, time: Expr, window: TimeWindow) -> DfResult<Self> {
-        let mut fields: Vec<_> = input
-            .schema()
-            .iter()
-            .map(|(q, f)| (q.cloned(), Arc::clone(f)))
-            .collect();
-        let first = fields.first().and_then(|(q, _)| q.clone());
-        let qualifier = first.filter(|q| fields.iter().all(|(other, _)| other.as_ref() == Some(q)));
-        for name in ["window_start", "window_end"] {
-            fields.push((
-                qualifier.clone(),
-                Arc::new(Field::new(name, timestamp(), false)),
-            ));
-        }
-        let schema = Arc::new(DFSchema::new_with_metadata(fields, Default::default())?);
+        let schema = windowed(&input)?;
         Ok(Self {
             input,
             time,
@@ -142,6 +153,8 @@ pub(crate) struct Windows;
 enum Kind {
     Tumble,
     Hop,
+    Session,
+    Cumulate,
 }
 
 impl RelationPlanner for Windows {
@@ -162,6 +175,8 @@ impl RelationPlanner for Windows {
         let kind = match name.to_string().to_lowercase().as_str() {
             "tumble" => Kind::Tumble,
             "hop" => Kind::Hop,
+            "session" => Kind::Session,
+            "cumulate" => Kind::Cumulate,
             _ => return Ok(RelationPlanning::Original(Box::new(relation))),
         };
         let exprs: Vec<&SqlExpr> = args
@@ -172,7 +187,23 @@ impl RelationPlanner for Windows {
                 _ => None,
             })
             .collect();
+        let mut keys: &[&SqlExpr] = &[];
         let (rel, time, slide, size) = match (kind, &exprs[..]) {
+            (Kind::Session, [rel, time, gap, by @ ..]) => {
+                keys = by;
+                (*rel, *time, *gap, *gap)
+            }
+            (Kind::Cumulate, [rel, time, step, size]) => (*rel, *time, *step, *size),
+            (Kind::Session, _) => {
+                return Err(carry(usage(
+                    "SESSION takes a relation, a time column, a gap, and columns by which it groups",
+                )));
+            }
+            (Kind::Cumulate, _) => {
+                return Err(carry(usage(
+                    "CUMULATE takes a relation, a time column, a step and a size",
+                )));
+            }
             (Kind::Tumble, [rel, time, size]) => (*rel, *time, *size, *size),
             (Kind::Hop, [rel, time, slide, size]) => (*rel, *time, *slide, *size),
             (Kind::Tumble, _) => {
@@ -208,16 +239,44 @@ impl RelationPlanner for Windows {
                 .hint("choose a longer slide or a shorter size"),
             ));
         }
+        let whole = window.size_us % window.slide_us == 0;
+        if kind == Kind::Cumulate && !whole {
+            return Err(carry(
+                Error::invalid("the size of CUMULATE is not a multiple of its step")
+                    .hint("as in CUMULATE(bids, at, INTERVAL '10' MINUTE, INTERVAL '1' HOUR)"),
+            ));
+        }
         if window.slide_us > window.size_us {
             return Err(carry(
                 Error::invalid("the slide of a window is longer than its size")
                     .hint("the order is HOP(relation, time, slide, size); rows between two windows would be lost"),
             ));
         }
-        let node = WindowNode::try_new(input, time, window)?;
-        let plan = LogicalPlan::Extension(Extension {
-            node: Arc::new(node),
-        });
+        let assigned = match kind {
+            Kind::Tumble | Kind::Hop => None,
+            Kind::Session => Some(Assigned::Session {
+                gap_us: window.size_us,
+            }),
+            Kind::Cumulate => Some(Assigned::Cumulate {
+                step_us: window.slide_us,
+                size_us: window.size_us,
+            }),
+        };
+        let node: Arc<dyn UserDefinedLogicalNode> = match assigned {
+            None => Arc::new(WindowNode::try_new(input, time, window)?),
+            Some(assigned) => {
+                let keys = keys.iter().map(|key| {
+                    let key = context.sql_to_expr((*key).clone(), &schema)?;
+                    match key {
+                        Expr::Column(_) => Ok(key),
+                        _ => Err(carry(usage("SESSION groups by columns of its relation"))),
+                    }
+                });
+                let keys = keys.collect::<DfResult<Vec<_>>>()?;
+                Arc::new(AssignNode::try_new(input, time, keys, assigned)?)
+            }
+        };
+        let plan = LogicalPlan::Extension(Extension { node });
         Ok(RelationPlanning::Planned(Box::new(PlannedRelation::new(
             plan,
             alias.clone(),
@@ -227,7 +286,7 @@ impl RelationPlanner for Windows {
 
 fn usage(message: &str) -> Error {
     Error::invalid(message).code(SYNTAX).hint(
-        "as in TUMBLE(bids, at, INTERVAL '10' SECOND) or HOP(bids, at, INTERVAL '2' SECOND, INTERVAL '10' SECOND)",
+        "as in TUMBLE(bids, at, INTERVAL '10' SECOND), HOP(bids, at, INTERVAL '2' SECOND, INTERVAL '10' SECOND) or SESSION(bids, at, INTERVAL '10' SECOND, bidder)",
     )
 }
 

@@ -23,7 +23,7 @@ use crate::operator::stage::{Logic, Moment, Out};
 use crate::plan::{NodeId, Op, Plan, RelationId, TimeWindow};
 use crate::state::{Part, Stateful};
 use crate::tick::hold_of;
-use crate::time::{NO_WATERMARK, Tick};
+use crate::time::Tick;
 use crate::worker::command::{Progress, StateSize};
 
 pub use join::{join_spec, semi_join_spec};
@@ -239,25 +239,14 @@ fn aggregate<'s>(
     let below = windowed_input(plan, id).0;
     let spec = Arc::new(aggregate_spec(plan, id));
     let mut pre = PreAggregate::new(Arc::clone(&spec));
-    let ticks = std::rc::Rc::clone(&build.context.ticks);
-    let attach = std::rc::Rc::clone(&build.context.attach);
-    let below_sources = sources.to_vec();
+    let lateness = build.lateness(sources);
     let mut outs = map(
         build.scope,
         "PreAggregate",
         streams[below].clone(),
         3,
         move |tick, delta, outs| {
-            // History is on time; a live row is late by the watermark of the tick before its own.
-            let watermark = if tick >= attach.get() {
-                ticks
-                    .borrow()
-                    .before(tick)
-                    .map_or(NO_WATERMARK, |i| i.watermark(&below_sources))
-            } else {
-                NO_WATERMARK
-            };
-            let out = pre.apply(delta, watermark);
+            let out = pre.apply(delta, lateness(tick));
             outs[0].extend(out.partials);
             outs[1].extend(out.late);
             outs[2].extend(out.errors);

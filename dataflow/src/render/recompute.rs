@@ -18,7 +18,6 @@ use crate::operator::map::map;
 use crate::operator::stage::{Logic, Moment, Out};
 use crate::plan::{Computation, NodeId, Op, Plan, RelationId};
 use crate::state::{Part, Stateful};
-use crate::time::NO_WATERMARK;
 use crate::worker::command::{Progress, StateSize};
 
 /// The computation at `id`, for its kernel.
@@ -98,19 +97,9 @@ fn punctual<'s>(
     };
     let column = spec.keys[input][rule.key];
     let lateness = spec.allowed_lateness_us;
-    let ticks = std::rc::Rc::clone(&build.context.ticks);
-    let attach = std::rc::Rc::clone(&build.context.attach);
-    let sources = sources.to_vec();
+    let watermark = build.lateness(sources);
     let split = move |tick, delta: Delta, outs: &mut [Out]| {
-        // History is on time; a live row is late by the watermark of the tick before its own.
-        let watermark = match tick >= attach.get() {
-            true => ticks
-                .borrow()
-                .before(tick)
-                .map_or(NO_WATERMARK, |i| i.watermark(&sources)),
-            false => NO_WATERMARK,
-        };
-        let open = late::open_from(Some(rule), lateness, watermark);
+        let open = late::open_from(Some(rule), lateness, watermark(tick));
         match late::late(delta.batch.column(column), open) {
             None => outs[0].push(delta),
             Some(mask) => {

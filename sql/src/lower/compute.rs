@@ -8,7 +8,10 @@ use arrow::datatypes::{Field, Schema, SchemaRef};
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::common::{Column as Name, DFSchema};
 use datafusion::logical_expr::expr::{AggregateFunction, Sort, WindowFunction};
-use datafusion::logical_expr::{Aggregate, Expr, FetchType, Limit, LogicalPlan, SkipType, Window};
+use datafusion::logical_expr::{
+    Aggregate, Expr, Extension, FetchType, Limit, LogicalPlan, SkipType, UserDefinedLogicalNodeCore,
+    Window,
+};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::Column;
 use millrace_dataflow::error::{Error, Result};
@@ -16,10 +19,11 @@ use millrace_dataflow::plan::{CloseRule, Computation, Emit, NodeId, Op, OrderCol
 
 use super::event::{Event, later, only};
 use super::slot::{bounded, computation, slot};
-use super::{Lowering, Stream, arrow_schema, column_of, refuse};
+use super::{Lowering, Stream, arrow_schema, column_of, refuse, timed};
 use crate::bind::physical_expr;
 use crate::catalog::CatalogSource;
 use crate::error::planning;
+use crate::windows::{AssignNode, Assigned};
 
 /// The input of a computation: expressions that partition or order it stand behind its columns.
 struct Wide<'a> {
@@ -346,6 +350,73 @@ impl Lowering<'_> {
             append_only,
         );
         Ok(Stream { node, events })
+    }
+
+    /// Sessions and cumulating windows.
+    pub(super) fn assign(&mut self, assign: &AssignNode) -> Result<Stream> {
+        let input = self.build(&assign.input)?;
+        let time = assign.time_index().map_err(|e| planning(e).0)?;
+        let event = timed(&input, time, &assign.input)?;
+        let scope = assign.input.schema();
+        let wide = Wide::new(scope);
+        let keys = assign.key_indexes().map_err(|e| planning(e).0)?;
+        let order = vec![OrderColumn {
+            column: time,
+            options: SortOptions {
+                descending: false,
+                nulls_first: true,
+            },
+        }];
+        let leaf = wide.slot(&keys, &order)?;
+        let exprs = std::iter::once(&assign.time).chain(&assign.keys);
+        let node = assign
+            .with_exprs_and_inputs(exprs.cloned().collect(), vec![leaf])
+            .map_err(|e| planning(e).0)?;
+        let plan = LogicalPlan::Extension(Extension {
+            node: Arc::new(node),
+        });
+        let compute = computation(&plan, vec![order.clone()])?;
+        let schema = arrow_schema(plan.schema());
+        // The last row of a window has a time before its end.
+        let end = self.events.window(event, 0)[1];
+        match assign.assigned {
+            Assigned::Cumulate { size_us, .. } => {
+                let start = end.map(|end| self.events.fresh(end.delay_us.saturating_add(size_us)));
+                let mut events = input.events.clone();
+                events.extend([start, end]);
+                let append_only = self.nodes[input.node].append_only;
+                let node = self.push(
+                    Op::Expand {
+                        input: input.node,
+                        compute,
+                    },
+                    schema,
+                    append_only,
+                );
+                Ok(Stream { node, events })
+            }
+            Assigned::Session { .. } => {
+                self.notices.push(
+                    "rows of sessions are kept for ever: a late row may join two of them".into(),
+                );
+                let width = scope.fields().len();
+                let node = self.push(
+                    Op::Recompute {
+                        inputs: vec![input.node],
+                        keys: vec![keys],
+                        compute,
+                        close: None,
+                        emit: Emit::Changes,
+                        allowed_lateness_us: 0,
+                    },
+                    schema,
+                    false,
+                );
+                let mut events = vec![None; width + 1];
+                events.push(end);
+                Ok(Stream { node, events })
+            }
+        }
     }
 
     /// A plan that is computed as a whole at each tick that changes what it reads.

@@ -310,13 +310,13 @@ impl Visitor for Strict<'_> {
                         .iter()
                         .all(|a| matches!(a, FunctionArg::Unnamed(_)));
                     let folded = fold_name(name).unwrap_or_default().join(".");
-                    if !matches!(folded.as_str(), "tumble" | "hop") {
+                    if !matches!(folded.as_str(), "tumble" | "hop" | "session" | "cumulate") {
                         return ControlFlow::Break(
                             Error::unsupported(format!(
                                 "table function \"{folded}\" does not exist"
                             ))
                             .code(crate::error::UNDEFINED_FUNCTION)
-                            .hint("functions that give relations are TUMBLE and HOP"),
+                            .hint("functions that give relations are TUMBLE, HOP, SESSION and CUMULATE"),
                         );
                     }
                     if !plain {
