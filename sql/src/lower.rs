@@ -10,10 +10,12 @@
 
 mod aggregate;
 mod event;
+mod interval;
 mod join;
 mod refuse;
 mod values;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow::datatypes::{Schema, SchemaRef};
@@ -31,6 +33,7 @@ use crate::explain::fingerprint;
 use crate::guard::Guarded;
 use crate::optimize::optimize_view;
 use crate::parse::Options;
+use crate::sets::CountedSet;
 use crate::stack::on_big_stack;
 use crate::windows::WindowNode;
 
@@ -79,7 +82,10 @@ pub fn lower(guarded: &Guarded) -> Result<Lowered> {
         }
         .share_equal_nodes();
         plan.fingerprint = fingerprint(&plan);
-        lowering.notices.dedup();
+        let mut seen = HashSet::new();
+        lowering
+            .notices
+            .retain(|notice| seen.insert(notice.clone()));
         Ok(Lowered {
             plan,
             event_time: root.events.iter().map(|e| e.map(|e| e.delay_us)).collect(),
@@ -142,6 +148,9 @@ impl Lowering<'_> {
                 self.union(streams, arrow_schema(&union.schema))
             }
             LogicalPlan::Extension(Extension { node }) => {
+                if let Some(set) = node.as_any().downcast_ref::<CountedSet>() {
+                    return self.counted_set(set);
+                }
                 match node.as_any().downcast_ref::<WindowNode>() {
                     Some(window) => self.window(window),
                     None => Err(refuse::cannot(plan)),

@@ -26,7 +26,7 @@ use crate::tick::hold_of;
 use crate::time::{NO_WATERMARK, Tick};
 use crate::worker::command::{Progress, StateSize};
 
-pub use join::{join_spec, semi_join_spec};
+pub use join::{counted_set_spec, join_spec, semi_join_spec};
 
 type Deltas<'s> = Stream<'s, Tick, Delta>;
 
@@ -42,7 +42,9 @@ pub fn sources_below(build: &Build<'_, '_>, op: &Op, below: &[Vec<RelationId>]) 
         Op::Map { input, .. } | Op::Window { input, .. } | Op::Aggregate { input, .. } => {
             sources.extend(&below[*input]);
         }
-        Op::Join { left, right, .. } | Op::SemiJoin { left, right, .. } => {
+        Op::Join { left, right, .. }
+        | Op::SemiJoin { left, right, .. }
+        | Op::CountedSet { left, right, .. } => {
             sources.extend(&below[*left]);
             sources.extend(&below[*right]);
         }
@@ -60,7 +62,9 @@ pub fn folded_windows(plan: &Plan) -> BTreeSet<NodeId> {
             Op::Map { input, .. } | Op::Window { input, .. } => {
                 folded.remove(input);
             }
-            Op::Join { left, right, .. } | Op::SemiJoin { left, right, .. } => {
+            Op::Join { left, right, .. }
+            | Op::SemiJoin { left, right, .. }
+            | Op::CountedSet { left, right, .. } => {
                 folded.remove(left);
                 folded.remove(right);
             }
@@ -137,6 +141,7 @@ pub fn render<'s>(
         Op::Aggregate { .. } => aggregate(build, plan, id, stage, streams, sources),
         Op::Join { .. } => join::join(build, plan, id, stage, streams, sources),
         Op::SemiJoin { .. } => join::semi_join(build, plan, id, stage, streams, sources),
+        Op::CountedSet { .. } => join::counted_set(build, plan, id, stage, streams, sources),
         Op::Union { inputs } => {
             // Inputs may differ in names and nullability; the node's schema is the one below here.
             let schema = Arc::clone(&node.schema);

@@ -31,6 +31,8 @@ use datafusion::logical_expr::{
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 use millrace_dataflow::error::{Error, Result};
 
+use super::lateral::decorrelated;
+use super::values::stacked;
 use crate::error::{carry, planning};
 
 #[derive(Debug)]
@@ -49,9 +51,12 @@ impl OptimizerRule for SubqueryPredicates {
     fn rewrite(
         &self,
         plan: LogicalPlan,
-        _: &dyn OptimizerConfig,
+        config: &dyn OptimizerConfig,
     ) -> DfResult<Transformed<LogicalPlan>> {
-        plan.transform_up_with_subqueries(|plan| self.node(plan))
+        plan.transform_up_with_subqueries(|plan| {
+            self.node(plan)?
+                .transform_data(|plan| stacked(plan, config.alias_generator()))
+        })
     }
 }
 
@@ -86,12 +91,10 @@ impl SubqueryPredicates {
                     Ok(value.update_data(|expr| name.restore(expr)))
                 })
             }
-            LogicalPlan::Join(join) => {
-                if let LogicalPlan::Subquery(lateral) = join.right.as_ref() {
-                    check_lateral(lateral)?;
-                }
-                Ok(Transformed::no(LogicalPlan::Join(join)))
-            }
+            LogicalPlan::Join(join) => Ok(match decorrelated(&join)? {
+                Some(plan) => Transformed::yes(plan),
+                None => Transformed::no(LogicalPlan::Join(join)),
+            }),
             other => Ok(Transformed::no(other)),
         }
     }
@@ -319,7 +322,7 @@ fn always(subquery: &Subquery) -> DfResult<bool> {
 
 /// Without a match an outer row gets nulls for the columns of the subquery: right unless an aggregate
 /// says something else of no rows.
-fn check_lateral(lateral: &Subquery) -> DfResult<()> {
+pub(super) fn check_lateral(lateral: &Subquery) -> DfResult<()> {
     let Some((aggregate, _)) = aggregate_of_all(&lateral.subquery) else {
         return Ok(());
     };
