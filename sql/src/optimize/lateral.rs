@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use datafusion::common::tree_node::{TransformedResult, TreeNode};
-use datafusion::common::{JoinType, Result};
+use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
+use datafusion::common::{Column, JoinType, Result};
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, Join, LogicalPlan, LogicalPlanBuilder, Subquery, lit};
 use datafusion::optimizer::decorrelate::PullUpCorrelatedExpr;
@@ -27,22 +27,39 @@ pub(super) fn decorrelated(join: &Join) -> Result<Option<LogicalPlan>> {
     }
     check_lateral(subquery)?;
     let Subquery { subquery, .. } = subquery;
-    let mut plan = LogicalPlanBuilder::from(subquery.as_ref().clone());
-    if let Some(alias) = alias {
-        plan = plan.alias(alias)?;
-    }
     let mut pull_up = PullUpCorrelatedExpr::new().with_need_handle_count_bug(true);
-    let plan = plan.build()?.rewrite(&mut pull_up).data()?;
+    let plan = subquery.as_ref().clone().rewrite(&mut pull_up).data()?;
     if !pull_up.can_pull_up {
         return Ok(None);
     }
+    let compared: BTreeSet<Column> = pull_up
+        .correlated_subquery_cols_map
+        .values()
+        .flatten()
+        .cloned()
+        .collect();
+    let mut filters = Vec::with_capacity(pull_up.join_filters.len());
+    for filter in std::mem::take(&mut pull_up.join_filters) {
+        let filter = filter.transform_up(|expr| match (&expr, &alias) {
+            (Expr::Column(column), Some(alias)) if compared.contains(column) => {
+                let column = Column::new(Some(alias.clone()), &column.name);
+                Ok(Transformed::yes(Expr::Column(column)))
+            }
+            _ => Ok(Transformed::no(expr)),
+        })?;
+        filters.push(filter.data);
+    }
+    let plan = match alias {
+        Some(alias) => LogicalPlanBuilder::from(plan).alias(alias)?.build()?,
+        None => plan,
+    };
     let within: BTreeSet<_> = plan.schema().columns().into_iter().collect();
     let own = |expr: &Expr| {
         let left = join.left.schema();
         let mut columns = expr.column_refs().into_iter();
         columns.all(|column| within.contains(column) || left.has_column(column))
     };
-    if !pull_up.join_filters.iter().all(own) {
+    if !filters.iter().all(own) {
         return Ok(None);
     }
     // An aggregate of no rows is a row.
@@ -52,7 +69,7 @@ pub(super) fn decorrelated(join: &Join) -> Result<Option<LogicalPlan>> {
     if always && !inner && !trivial {
         return Ok(None);
     }
-    let mut terms = pull_up.join_filters;
+    let mut terms = filters;
     let (kind, after) = match (inner, always) {
         (true, true) => (JoinType::Left, condition),
         (true, false) => {

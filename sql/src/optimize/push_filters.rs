@@ -12,8 +12,8 @@ use datafusion::common::{DFSchema, JoinType, Result};
 use datafusion::logical_expr::expr_rewriter::unnormalize_col;
 use datafusion::logical_expr::utils::split_conjunction_owned;
 use datafusion::logical_expr::{
-    BinaryExpr, Distinct, Expr, Extension, Filter, Join, LogicalPlan, Operator,
-    TableProviderFilterPushDown, TableScan, Union, and,
+    Distinct, Expr, Extension, Filter, Join, LogicalPlan, TableProviderFilterPushDown, TableScan,
+    Union, and,
 };
 use datafusion::optimizer::{ApplyOrder, OptimizerConfig, OptimizerRule};
 

@@ -147,7 +147,9 @@ impl SubqueryPredicates {
         let null =
             test.expr.nullable(schema)? || test.subquery.subquery.schema().field(0).is_nullable();
         let alone = test.subquery.outer_ref_columns.is_empty() && !test.expr.contains_outer();
-        Ok(!null || (self.join_not_in && alone && !test.expr.column_refs().is_empty()))
+        let keyed = self.join_not_in && !test.expr.column_refs().is_empty();
+        // What is compared beside the key may be null too, which its joins do not tell apart.
+        Ok(alone && (!null || keyed))
     }
 }
 
