@@ -322,17 +322,21 @@ fn outer(expr: Expr, schema: &DFSchema) -> DfResult<Expr> {
     Ok(expr.data)
 }
 
-/// Whether the subquery has a row of which the condition is true. It gets a name of its own: the outer
-/// row may be of a table of the same name.
+/// Whether the subquery has a row of which the condition is true. Its column gets a name of its own: the
+/// outer row may be of a table of the same name.
 fn exists(
     subquery: &Subquery,
     at: &Place<'_>,
     condition: impl FnOnce(Expr) -> Expr,
 ) -> DfResult<Expr> {
+    let first = Column::from(subquery.subquery.schema().qualified_field(0));
+    let name = at.names.next("__sq");
+    let condition = condition(Expr::Column(Column::new_unqualified(&name)));
+    tell_apart(subquery, &condition)?;
     let plan = LogicalPlanBuilder::from(subquery.subquery.as_ref().clone())
-        .alias(at.names.next("__sq"))?;
-    let first = Expr::Column(Column::from(plan.schema().qualified_field(0)));
-    let plan = plan.filter(condition(first))?.build()?;
+        .project(vec![Expr::Column(first).alias(name)])?
+        .filter(condition)?
+        .build()?;
     Ok(Expr::Exists(Exists {
         subquery: Subquery {
             outer_ref_columns: plan.all_out_ref_exprs(),
@@ -341,6 +345,30 @@ fn exists(
         },
         negated: false,
     }))
+}
+
+/// Columns of the outer row must not be called as those that the subquery compares with it.
+fn tell_apart(subquery: &Subquery, condition: &Expr) -> DfResult<()> {
+    if subquery.outer_ref_columns.is_empty() {
+        return Ok(());
+    }
+    let mut outer = Vec::new();
+    condition.apply(|expr| {
+        if let Expr::OuterReferenceColumn(_, column) = expr {
+            outer.push(column.clone());
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    subquery.subquery.apply(|node| {
+        if outer.iter().any(|column| node.schema().has_column(column)) {
+            return Err(carry(
+                Error::unsupported("a table of the subquery is called as one of the outer row")
+                    .hint("give it another name, as in FROM b AS c"),
+            ));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(())
 }
 
 /// The aggregate of all rows that the subquery is, and whether a condition stands above it.
