@@ -192,6 +192,14 @@ pub enum Op {
         null_equal: bool,
         close: Option<CloseRule>,
     },
+    /// INTERSECT ALL or EXCEPT ALL of inputs with the same column types; nulls are equal. `close` (index
+    /// of a column) tells when a row is final on both sides.
+    CountedSet {
+        left: NodeId,
+        right: NodeId,
+        except: bool,
+        close: Option<CloseRule>,
+    },
     /// UNION ALL; all inputs have the same column types.
     Union {
         inputs: Vec<NodeId>,

@@ -13,6 +13,7 @@ mod output;
 mod postgres;
 mod source;
 mod subquery;
+mod using;
 mod view;
 
 use std::sync::Arc;
@@ -418,6 +419,7 @@ fn plan_with(
     mut query: ast::Query,
     params: Option<&[ScalarValue]>,
 ) -> Result<LogicalPlan> {
+    using::write_out(&mut query)?;
     // Only a query has parameters, and only its answer may hold a name twice.
     names::name_columns(&mut query, params.is_some());
     postgres::rewrite(&mut query)?;

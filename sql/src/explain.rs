@@ -300,6 +300,20 @@ fn operator(text: &mut String, plan: &Plan, node: &Node) {
             }
             Ok(())
         }
+        Op::CountedSet {
+            left,
+            right,
+            except,
+            close,
+        } => {
+            let kind = if *except { "except" } else { "intersect" };
+            let _ = write!(text, "{kind} all %{left}, %{right}");
+            if let Some(CloseRule { key, delay_us }) = close {
+                let at = at(&name(*left, *key), *delay_us);
+                let _ = write!(text, ", drops both at {at}");
+            }
+            Ok(())
+        }
         Op::Union { inputs } => {
             let inputs: Vec<String> = inputs.iter().map(|i| format!("%{i}")).collect();
             write!(text, "union {}", inputs.join(", "))

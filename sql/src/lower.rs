@@ -11,11 +11,13 @@
 mod aggregate;
 mod compute;
 mod event;
+mod interval;
 mod join;
 mod refuse;
 mod slot;
 mod values;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow::datatypes::{Schema, SchemaRef};
@@ -33,6 +35,7 @@ use crate::explain::fingerprint;
 use crate::guard::Guarded;
 use crate::optimize::optimize_view;
 use crate::parse::Options;
+use crate::sets::CountedSet;
 use crate::stack::on_big_stack;
 use crate::windows::{AssignNode, WindowNode};
 
@@ -82,7 +85,10 @@ pub fn lower(guarded: &Guarded) -> Result<Lowered> {
         }
         .share_equal_nodes();
         plan.fingerprint = fingerprint(&plan);
-        lowering.notices.dedup();
+        let mut seen = HashSet::new();
+        lowering
+            .notices
+            .retain(|notice| seen.insert(notice.clone()));
         Ok(Lowered {
             plan,
             event_time: root.events.iter().map(|e| e.map(|e| e.delay_us)).collect(),
@@ -157,6 +163,9 @@ impl Lowering<'_> {
                 self.union(streams, arrow_schema(&union.schema))
             }
             LogicalPlan::Extension(Extension { node }) => {
+                if let Some(set) = node.as_any().downcast_ref::<CountedSet>() {
+                    return self.counted_set(set);
+                }
                 if let Some(window) = node.as_any().downcast_ref::<WindowNode>() {
                     return self.window(window);
                 }

@@ -17,6 +17,7 @@
 //! * With a close rule a side's rows lie in tables by time, `step` apart; a table is dropped whole at
 //!   the end of the tick whose watermark closes all times it may hold.
 
+mod counted;
 mod semi;
 
 use std::collections::BTreeMap;
@@ -40,6 +41,7 @@ use crate::plan::{CloseRule, MapStep};
 use crate::state::{KeyedState, Part, PartData, Stateful, StoredPart};
 use crate::time::Watermark;
 
+pub use counted::{CountedSetSpec, CountedSetState};
 pub use semi::{SemiJoinSpec, SemiJoinState};
 
 /// What a join is.

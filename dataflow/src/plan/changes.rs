@@ -71,6 +71,15 @@ impl Plan {
                     true
                 }
                 Op::SemiJoin { .. } => false,
+                Op::CountedSet {
+                    left, right, close, ..
+                } if changing[*left] || changing[*right] => {
+                    if close.is_some() {
+                        return Some("it forgets rows by the watermark");
+                    }
+                    true
+                }
+                Op::CountedSet { .. } => false,
             };
         }
         let result = *changing.last()?;

@@ -42,7 +42,9 @@ impl Op {
             Self::Map { input, .. }
             | Self::Window { input, .. }
             | Self::Aggregate { input, .. } => visit(input),
-            Self::Join { left, right, .. } | Self::SemiJoin { left, right, .. } => {
+            Self::Join { left, right, .. }
+            | Self::SemiJoin { left, right, .. }
+            | Self::CountedSet { left, right, .. } => {
                 visit(left);
                 visit(right);
             }

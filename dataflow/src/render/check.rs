@@ -3,7 +3,7 @@
 //! Kernels are built on workers, where a failure would end the process; so what can fail is tried
 //! here first, where it is an answer to whoever asked.
 
-use super::nodes::{aggregate_spec, join_spec, semi_join_spec};
+use super::nodes::{aggregate_spec, counted_set_spec, join_spec, semi_join_spec};
 use super::recompute::recompute_spec;
 use crate::error::{Error, Result};
 use crate::kernel::contents::Contents;
@@ -37,6 +37,7 @@ pub fn check(plan: &Plan) -> Result<()> {
                 }
             }
             Op::SemiJoin { .. } => semi_join_spec(plan, id).validate()?,
+            Op::CountedSet { .. } => counted_set_spec(plan, id).validate()?,
             Op::Recompute { .. } => recompute_spec(plan, id).validate()?,
             Op::Expand { .. }
             | Op::Input { .. }

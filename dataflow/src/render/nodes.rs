@@ -26,7 +26,7 @@ use crate::tick::hold_of;
 use crate::time::Tick;
 use crate::worker::command::{Progress, StateSize};
 
-pub use join::{join_spec, semi_join_spec};
+pub use join::{counted_set_spec, join_spec, semi_join_spec};
 
 pub(super) type Deltas<'s> = Stream<'s, Tick, Delta>;
 
@@ -45,7 +45,9 @@ pub fn sources_below(build: &Build<'_, '_>, op: &Op, below: &[Vec<RelationId>]) 
         | Op::Aggregate { input, .. } => {
             sources.extend(&below[*input]);
         }
-        Op::Join { left, right, .. } | Op::SemiJoin { left, right, .. } => {
+        Op::Join { left, right, .. }
+        | Op::SemiJoin { left, right, .. }
+        | Op::CountedSet { left, right, .. } => {
             sources.extend(&below[*left]);
             sources.extend(&below[*right]);
         }
@@ -65,7 +67,9 @@ pub fn folded_windows(plan: &Plan) -> BTreeSet<NodeId> {
             Op::Map { input, .. } | Op::Window { input, .. } | Op::Expand { input, .. } => {
                 folded.remove(input);
             }
-            Op::Join { left, right, .. } | Op::SemiJoin { left, right, .. } => {
+            Op::Join { left, right, .. }
+            | Op::SemiJoin { left, right, .. }
+            | Op::CountedSet { left, right, .. } => {
                 folded.remove(left);
                 folded.remove(right);
             }
@@ -146,6 +150,7 @@ pub fn render<'s>(
         }
         Op::Join { .. } => join::join(build, plan, id, stage, streams, sources),
         Op::SemiJoin { .. } => join::semi_join(build, plan, id, stage, streams, sources),
+        Op::CountedSet { .. } => join::counted_set(build, plan, id, stage, streams, sources),
         Op::Union { inputs } => {
             // Inputs may differ in names and nullability; the node's schema is the one below here.
             let schema = Arc::clone(&node.schema);

@@ -19,17 +19,19 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::common::{DFSchema, JoinType, NullEquality, ScalarValue};
 use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
-use datafusion::logical_expr::{Expr, Join};
+use datafusion::logical_expr::{Expr, Join, LogicalPlan, UserDefinedLogicalNodeCore};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{Column, Literal};
 use millrace_dataflow::error::{Error, Result};
 use millrace_dataflow::plan::{CloseRule, MapStep, NodeId, Op};
 
 use super::event::{Event, later, only};
+use super::interval::Bounds;
 use super::{Lowering, Stream, arrow_schema, column_of};
 use crate::bind::physical_expr;
 use crate::checked::fallible;
 use crate::error::planning;
+use crate::sets::CountedSet;
 
 /// One side of a join.
 #[derive(Clone)]
@@ -57,6 +59,7 @@ struct Meeting {
     null_equal: bool,
     /// Over the columns of the left side, then those of the right.
     filter: Option<Arc<dyn PhysicalExpr>>,
+    bounds: Bounds,
     /// Of the inner join, once it is there.
     joined: Option<(NodeId, Vec<Option<Event>>)>,
 }
@@ -89,6 +92,7 @@ impl Lowering<'_> {
             right: side(right, right_keys, join.right.schema()),
             null_equal: join.null_equality == NullEquality::NullEqualsNull,
             filter: None,
+            bounds: Bounds::of(&terms.both, join.left.schema(), join.right.schema()),
             joined: None,
         };
         self.comparable(&meeting)?;
@@ -99,7 +103,10 @@ impl Lowering<'_> {
             let by = meeting.left.width(self) - meeting.left.visible;
             meeting.filter = Some(shift(filter, meeting.left.visible, by)?);
         }
-        let kind = join.join_type;
+        let kind = match join.join_type {
+            JoinType::Left if is_product(join) && has_one_row(&join.right) => JoinType::Inner,
+            kind => kind,
+        };
         let without = match kind {
             JoinType::Right | JoinType::RightAnti | JoinType::RightMark => {
                 self.divide(&mut meeting.right, terms.deciding, join.right.schema())?
@@ -165,6 +172,31 @@ impl Lowering<'_> {
         Ok(Some(without))
     }
 
+    /// INTERSECT ALL or EXCEPT ALL.
+    pub(super) fn counted_set(&mut self, set: &CountedSet) -> Result<Stream> {
+        let left = self.build(&set.left)?;
+        let right = self.build(&set.right)?;
+        let pairs: Vec<(usize, usize)> = (0..left.events.len()).map(|i| (i, i)).collect();
+        let (close, _, mut events) = close(&pairs, &left.events, &right.events);
+        events.truncate(left.events.len());
+        if close.is_none() {
+            self.notices.push(
+                "both sides of the set operation are kept for ever; have window_end among their columns to bound the state"
+                    .into(),
+            );
+        }
+        let op = Op::CountedSet {
+            left: left.node,
+            right: right.node,
+            except: set.except,
+            close,
+        };
+        let rows_only_come =
+            !set.except && self.nodes[left.node].append_only && self.nodes[right.node].append_only;
+        let node = self.push(op, arrow_schema(set.schema()), rows_only_come);
+        Ok(Stream { node, events })
+    }
+
     fn comparable(&self, meeting: &Meeting) -> Result<()> {
         let (left, right) = (&meeting.left, &meeting.right);
         for (l, r) in left.keys.iter().zip(&right.keys) {
@@ -202,13 +234,25 @@ impl Lowering<'_> {
             .copied()
             .zip(right.keys.iter().copied())
             .collect();
-        let (left_close, right_close, events) = close(&on, &left.events, &right.events);
+        let (mut left_close, mut right_close, mut events) = close(&on, &left.events, &right.events);
+        if left_close.is_none() {
+            let own = meeting.bounds.left_close(&left.events, &right.events);
+            let other = meeting.bounds.right_close(&left.events, &right.events);
+            left_close = own.as_ref().map(|closed| closed.rule);
+            right_close = other.as_ref().map(|closed| closed.rule);
+            let sides = [(own, &left.events), (other, &right.events)];
+            let timed = sides.into_iter().flat_map(|(closed, events)| match closed {
+                Some(closed) => only(events, closed.event, closed.later_us),
+                None => vec![None; events.len()],
+            });
+            events = timed.collect();
+        }
         let fields: Vec<_> = [left, right]
             .iter()
             .flat_map(|side| self.nodes[side.node].schema.fields().iter().cloned())
             .collect();
         let append_only = self.nodes[left.node].append_only && self.nodes[right.node].append_only;
-        self.notice(on.is_empty(), left_close.is_none());
+        self.notice(on.is_empty(), left_close.is_none() || right_close.is_none());
         let node = self.push(
             Op::Join {
                 left: left.node,
@@ -405,6 +449,7 @@ impl Meeting {
             self.filter = Some(moved(filter, &place)?);
         }
         self.joined = None;
+        self.bounds.swap();
         std::mem::swap(&mut self.left, &mut self.right);
         Ok(())
     }
@@ -455,6 +500,22 @@ impl Terms {
             to.push(term);
         }
         Ok(terms)
+    }
+}
+
+/// Every row meets every row.
+fn is_product(join: &Join) -> bool {
+    let all = |e: &Expr| matches!(e, Expr::Literal(ScalarValue::Boolean(Some(true)), _));
+    join.on.is_empty() && join.filter.as_ref().is_none_or(all)
+}
+
+/// There is one row at any time, as of an aggregate of all rows.
+fn has_one_row(plan: &LogicalPlan) -> bool {
+    match plan {
+        LogicalPlan::Aggregate(aggregate) => aggregate.group_expr.is_empty(),
+        LogicalPlan::Projection(projection) => has_one_row(&projection.input),
+        LogicalPlan::SubqueryAlias(alias) => has_one_row(&alias.input),
+        _ => false,
     }
 }
 

@@ -157,7 +157,9 @@ fn nodes_stand_in_topological_order_and_the_result_is_last() {
             | Op::Aggregate { input, .. } => {
                 vec![*input]
             }
-            Op::Join { left, right, .. } | Op::SemiJoin { left, right, .. } => {
+            Op::Join { left, right, .. }
+            | Op::SemiJoin { left, right, .. }
+            | Op::CountedSet { left, right, .. } => {
                 vec![*left, *right]
             }
             Op::Recompute { inputs, .. } | Op::Union { inputs } => inputs.clone(),

@@ -12,8 +12,8 @@ use datafusion::common::{DFSchema, JoinType, Result};
 use datafusion::logical_expr::expr_rewriter::unnormalize_col;
 use datafusion::logical_expr::utils::split_conjunction_owned;
 use datafusion::logical_expr::{
-    BinaryExpr, Distinct, Expr, Extension, Filter, Join, LogicalPlan, Operator,
-    TableProviderFilterPushDown, TableScan, Union, and,
+    Distinct, Expr, Extension, Filter, Join, LogicalPlan, TableProviderFilterPushDown, TableScan,
+    Union, and,
 };
 use datafusion::optimizer::{ApplyOrder, OptimizerConfig, OptimizerRule};
 
@@ -196,8 +196,9 @@ fn push(outer: Filter) -> Result<Transformed<LogicalPlan>> {
                         sides.right.push(term);
                     }
                     (true, Side::Both, JoinType::Inner) => sides.condition.push(term),
+                    // It sees the same pairs there, after the same terms.
                     (false, Side::Both, JoinType::Inner)
-                        if is_key(&term, join) && stay.is_empty() =>
+                        if stay.is_empty() && !term.is_volatile() && !has_subquery(&term) =>
                     {
                         sides.condition.push(term);
                     }
@@ -345,22 +346,6 @@ fn side(term: &Expr, join: &Join) -> Side {
         (false, true) => Side::Right,
         (false, false) => Side::Neither,
     }
-}
-
-/// `expression of left = expression of right`.
-fn is_key(term: &Expr, join: &Join) -> bool {
-    let Expr::BinaryExpr(BinaryExpr {
-        left,
-        op: Operator::Eq,
-        right,
-    }) = term
-    else {
-        return false;
-    };
-    matches!(
-        (side(left, join), side(right, join)),
-        (Side::Left, Side::Right) | (Side::Right, Side::Left)
-    )
 }
 
 fn has_subquery(term: &Expr) -> bool {

@@ -6,8 +6,11 @@
 //!
 //! ```text
 //! x = ANY (S), x <> ALL (S)  x IN (S), x NOT IN (S)
+//! x < ALL (S)                CASE WHEN EXISTS (x < y IS FALSE) THEN false
+//!                            WHEN EXISTS (x < y IS NULL) THEN NULL ELSE true END
 //! x NOT IN (S)               NOT EXISTS (y = x) AND NOT EXISTS (y IS NULL) AND NOT EXISTS (x IS NULL)
-//! x IN (S) within a term     CASE WHEN EXISTS (y = x) THEN true
+//! x IN (S) below OR or AND   EXISTS (y = x)
+//! x IN (S) elsewhere         CASE WHEN EXISTS (y = x) THEN true
 //!                            WHEN EXISTS (y IS NULL) OR x IS NULL AND EXISTS (S) THEN NULL ELSE false END
 //! EXISTS (S) as a value      (SELECT count(*) FROM S) > 0
 //! ```
@@ -19,18 +22,21 @@
 
 use std::sync::Arc;
 
+use datafusion::common::alias::AliasGenerator;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema, ExprSchema, Result as DfResult, ScalarValue};
 use datafusion::functions_aggregate::expr_fn::count;
 use datafusion::logical_expr::expr::{Case, Exists, InSubquery, SetComparison, SetQuantifier};
 use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
 use datafusion::logical_expr::{
-    Aggregate, Expr, ExprSchemable, Filter, LogicalPlan, LogicalPlanBuilder, Operator, Subquery,
-    lit, not,
+    Aggregate, BinaryExpr, Expr, ExprSchemable, Filter, LogicalPlan, LogicalPlanBuilder, Operator,
+    Subquery, lit, not,
 };
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 use millrace_dataflow::error::{Error, Result};
 
+use super::lateral::decorrelated;
+use super::values::stacked;
 use crate::error::{carry, planning};
 
 #[derive(Debug)]
@@ -49,23 +55,35 @@ impl OptimizerRule for SubqueryPredicates {
     fn rewrite(
         &self,
         plan: LogicalPlan,
-        _: &dyn OptimizerConfig,
+        config: &dyn OptimizerConfig,
     ) -> DfResult<Transformed<LogicalPlan>> {
-        plan.transform_up_with_subqueries(|plan| self.node(plan))
+        let names = config.alias_generator();
+        plan.transform_up_with_subqueries(|plan| {
+            let plan = self.node(plan, names)?;
+            plan.transform_data(|plan| stacked(plan, names))
+        })
     }
 }
 
 impl SubqueryPredicates {
-    fn node(&self, plan: LogicalPlan) -> DfResult<Transformed<LogicalPlan>> {
+    fn node(
+        &self,
+        plan: LogicalPlan,
+        names: &Arc<AliasGenerator>,
+    ) -> DfResult<Transformed<LogicalPlan>> {
         let mut schema = DFSchema::empty();
         for input in plan.inputs() {
             schema.merge(input.schema());
         }
         match plan {
             LogicalPlan::Filter(filter) if has_predicate(&filter.predicate) => {
+                let at = Place {
+                    schema: &schema,
+                    names,
+                };
                 let mut terms = Vec::new();
                 for term in split_conjunction_owned(filter.predicate.clone()) {
-                    self.term(term, &schema, &mut terms)?;
+                    self.term(term, &at, &mut terms)?;
                 }
                 let predicate = conjunction(terms).unwrap_or_else(|| lit(true));
                 let changed = predicate != filter.predicate;
@@ -76,65 +94,43 @@ impl SubqueryPredicates {
                 })
             }
             LogicalPlan::Projection(_) => {
+                let at = Place {
+                    schema: &schema,
+                    names,
+                };
                 let names = datafusion::logical_expr::expr_rewriter::NamePreserver::new(&plan);
                 plan.map_expressions(|expr| {
                     if !has_predicate(&expr) {
                         return Ok(Transformed::no(expr));
                     }
                     let name = names.save(&expr);
-                    let value = embedded(expr, &schema)?.transform_data(as_value)?;
+                    let value = embedded(expr, &at)?.transform_data(as_value)?;
                     Ok(value.update_data(|expr| name.restore(expr)))
                 })
             }
-            LogicalPlan::Join(join) => {
-                if let LogicalPlan::Subquery(lateral) = join.right.as_ref() {
-                    check_lateral(lateral)?;
-                }
-                Ok(Transformed::no(LogicalPlan::Join(join)))
-            }
+            LogicalPlan::Join(join) => Ok(match decorrelated(&join)? {
+                Some(plan) => Transformed::yes(plan),
+                None => Transformed::no(LogicalPlan::Join(join)),
+            }),
             other => Ok(Transformed::no(other)),
         }
     }
 
     /// A term of a filter: null is as good as false.
-    fn term(&self, term: Expr, schema: &DFSchema, terms: &mut Vec<Expr>) -> DfResult<()> {
-        let term = set_comparison(term);
-        let (inner, negated) = match term {
-            Expr::Not(inner) if matches!(*inner, Expr::InSubquery(_) | Expr::Exists(_)) => {
-                (*inner, true)
+    fn term(&self, term: Expr, at: &Place<'_>, terms: &mut Vec<Expr>) -> DfResult<()> {
+        let test = match denied(in_subquery(term)) {
+            Expr::InSubquery(test) => test,
+            other => {
+                terms.push(accepted(other, at)?);
+                return Ok(());
             }
-            other => (other, false),
         };
-        match inner {
-            Expr::InSubquery(mut test) => {
-                test.negated ^= negated;
-                if let Some(compared) = single_row(&test)? {
-                    terms.push(compared);
-                } else if test.negated && !self.joins(&test, schema)? {
-                    let InSubquery { expr, subquery, .. } = test;
-                    let (x, y) = (outer(*expr, schema)?, first_column(&subquery));
-                    let mut absent = vec![y.clone().eq(x.clone())];
-                    if subquery.subquery.schema().field(0).is_nullable() {
-                        absent.push(y.is_null());
-                    }
-                    if x.nullable(schema).unwrap_or(true) {
-                        absent.push(x.is_null());
-                    }
-                    for condition in absent {
-                        terms.push(not(exists(&subquery, Some(condition))?));
-                    }
-                } else {
-                    terms.push(Expr::InSubquery(test));
-                }
+        match single_row(&test)? {
+            Some(compared) => terms.push(compared),
+            None if test.negated && !self.joins(&test, at.schema)? => {
+                terms.extend(not_in(&test, at)?);
             }
-            Expr::Exists(mut test) => {
-                test.negated ^= negated;
-                match always(&test.subquery)? {
-                    true => terms.push(lit(!test.negated)),
-                    false => terms.push(Expr::Exists(test)),
-                }
-            }
-            other => terms.push(embedded(other, schema)?.data),
+            None => terms.push(Expr::InSubquery(test)),
         }
         Ok(())
     }
@@ -144,7 +140,9 @@ impl SubqueryPredicates {
         let null =
             test.expr.nullable(schema)? || test.subquery.subquery.schema().field(0).is_nullable();
         let alone = test.subquery.outer_ref_columns.is_empty() && !test.expr.contains_outer();
-        Ok(!null || (self.join_not_in && alone && !test.expr.column_refs().is_empty()))
+        let keyed = self.join_not_in && !test.expr.column_refs().is_empty();
+        // What is compared beside the key may be null too, which its joins do not tell apart.
+        Ok(alone && (!null || keyed))
     }
 }
 
@@ -159,7 +157,14 @@ fn has_predicate(expr: &Expr) -> bool {
     expr.exists(|e| Ok(is(e))).unwrap_or(true)
 }
 
-fn set_comparison(expr: Expr) -> Expr {
+/// Where an expression stands: the columns of its row, and new names.
+struct Place<'a> {
+    schema: &'a DFSchema,
+    names: &'a Arc<AliasGenerator>,
+}
+
+/// `= ANY` and `<> ALL` by their other names.
+fn in_subquery(expr: Expr) -> Expr {
     match expr {
         Expr::SetComparison(SetComparison {
             expr,
@@ -173,9 +178,67 @@ fn set_comparison(expr: Expr) -> Expr {
     }
 }
 
+/// `NOT x IN (S)` and `NOT EXISTS (S)` as one expression.
+fn denied(expr: Expr) -> Expr {
+    match expr {
+        Expr::Not(inner) => match *inner {
+            Expr::InSubquery(test) => Expr::InSubquery(InSubquery {
+                negated: !test.negated,
+                ..test
+            }),
+            Expr::Exists(test) => Expr::Exists(Exists {
+                negated: !test.negated,
+                ..test
+            }),
+            inner => Expr::Not(Box::new(inner)),
+        },
+        other => other,
+    }
+}
+
+/// An expression of which only matters whether it is true.
+fn accepted(expr: Expr, at: &Place<'_>) -> DfResult<Expr> {
+    match denied(in_subquery(expr)) {
+        Expr::BinaryExpr(both) if matches!(both.op, Operator::And | Operator::Or) => {
+            Ok(Expr::BinaryExpr(BinaryExpr::new(
+                Box::new(accepted(*both.left, at)?),
+                both.op,
+                Box::new(accepted(*both.right, at)?),
+            )))
+        }
+        Expr::InSubquery(test) => match single_row(&test)? {
+            Some(compared) => Ok(compared),
+            None if test.negated => {
+                Ok(conjunction(not_in(&test, at)?).unwrap_or_else(|| lit(true)))
+            }
+            None => {
+                let x = outer(test.expr.as_ref().clone(), at.schema)?;
+                exists(&test.subquery, at, |y| y.eq(x))
+            }
+        },
+        other => Ok(embedded(other, at)?.data),
+    }
+}
+
+/// Terms that are all true when NOT IN is.
+fn not_in(test: &InSubquery, at: &Place<'_>) -> DfResult<Vec<Expr>> {
+    let InSubquery { expr, subquery, .. } = test;
+    let x = outer(expr.as_ref().clone(), at.schema)?;
+    let mut terms = vec![not(exists(subquery, at, |y| y.eq(x.clone()))?)];
+    if subquery.subquery.schema().field(0).is_nullable() {
+        terms.push(not(exists(subquery, at, Expr::is_null)?));
+    }
+    if expr.nullable(at.schema)? {
+        terms.push(not(exists(subquery, at, |_| x.is_null())?));
+    }
+    Ok(terms)
+}
+
 /// An expression in which a null is not the same as false.
-fn embedded(expr: Expr, schema: &DFSchema) -> DfResult<Transformed<Expr>> {
-    expr.transform_up(|expr| match set_comparison(expr) {
+fn embedded(expr: Expr, at: &Place<'_>) -> DfResult<Transformed<Expr>> {
+    let null = || Box::new(Expr::Literal(ScalarValue::Boolean(None), None));
+    let value = |value: bool| Box::new(lit(value));
+    expr.transform_up(|expr| match in_subquery(expr) {
         Expr::InSubquery(test) => {
             if let Some(compared) = single_row(&test)? {
                 return Ok(Transformed::yes(compared));
@@ -185,27 +248,40 @@ fn embedded(expr: Expr, schema: &DFSchema) -> DfResult<Transformed<Expr>> {
                 subquery,
                 negated,
             } = test;
-            let y = first_column(&subquery);
-            let x = outer((*expr).clone(), schema)?;
-            let found = exists(&subquery, Some(y.clone().eq(x)))?;
+            let x = outer((*expr).clone(), at.schema)?;
+            let found = exists(&subquery, at, |y| y.eq(x))?;
             let mut unknown = Vec::new();
             if subquery.subquery.schema().field(0).is_nullable() {
-                unknown.push(exists(&subquery, Some(y.is_null()))?);
+                unknown.push(exists(&subquery, at, Expr::is_null)?);
             }
-            if expr.nullable(schema)? {
-                unknown.push(expr.is_null().and(exists(&subquery, None)?));
+            if expr.nullable(at.schema)? {
+                unknown.push(expr.is_null().and(exists(&subquery, at, |_| lit(true))?));
             }
-            let value = |value: bool| Box::new(lit(value));
             let mut cases = vec![(Box::new(found), value(!negated))];
             if let Some(unknown) = unknown.into_iter().reduce(Expr::or) {
-                let null = Expr::Literal(ScalarValue::Boolean(None), None);
-                cases.push((Box::new(unknown), Box::new(null)));
+                cases.push((Box::new(unknown), null()));
             }
-            Ok(Transformed::yes(Expr::Case(Case::new(
-                None,
-                cases,
-                Some(value(negated)),
-            ))))
+            let cases = Case::new(None, cases, Some(value(negated)));
+            Ok(Transformed::yes(Expr::Case(cases)))
+        }
+        Expr::SetComparison(SetComparison {
+            expr,
+            subquery,
+            op,
+            quantifier,
+        }) => {
+            let x = outer(*expr, at.schema)?;
+            let compare =
+                |y: Expr| Expr::BinaryExpr(BinaryExpr::new(Box::new(x.clone()), op, Box::new(y)));
+            let any = quantifier == SetQuantifier::Any;
+            let decided = exists(&subquery, at, |y| match any {
+                true => compare(y).is_true(),
+                false => compare(y).is_false(),
+            })?;
+            let unknown = exists(&subquery, at, |y| compare(y).is_null())?;
+            let cases = vec![(Box::new(decided), value(any)), (Box::new(unknown), null())];
+            let cases = Case::new(None, cases, Some(value(!any)));
+            Ok(Transformed::yes(Expr::Case(cases)))
         }
         Expr::Exists(test) if always(&test.subquery)? => Ok(Transformed::yes(lit(!test.negated))),
         other => Ok(Transformed::no(other)),
@@ -234,10 +310,6 @@ fn as_value(expr: Expr) -> DfResult<Transformed<Expr>> {
     })
 }
 
-fn first_column(subquery: &Subquery) -> Expr {
-    Expr::Column(Column::from(subquery.subquery.schema().qualified_field(0)))
-}
-
 /// Columns of this row, as a subquery refers to them.
 fn outer(expr: Expr, schema: &DFSchema) -> DfResult<Expr> {
     let expr = expr.transform_up(|expr| match expr {
@@ -250,12 +322,21 @@ fn outer(expr: Expr, schema: &DFSchema) -> DfResult<Expr> {
     Ok(expr.data)
 }
 
-fn exists(subquery: &Subquery, condition: Option<Expr>) -> DfResult<Expr> {
-    let mut plan = LogicalPlanBuilder::from(subquery.subquery.as_ref().clone());
-    if let Some(condition) = condition {
-        plan = plan.filter(condition)?;
-    }
-    let plan = plan.build()?;
+/// Whether the subquery has a row of which the condition is true. Its column gets a name of its own: the
+/// outer row may be of a table of the same name.
+fn exists(
+    subquery: &Subquery,
+    at: &Place<'_>,
+    condition: impl FnOnce(Expr) -> Expr,
+) -> DfResult<Expr> {
+    let first = Column::from(subquery.subquery.schema().qualified_field(0));
+    let name = at.names.next("__sq");
+    let condition = condition(Expr::Column(Column::new_unqualified(&name)));
+    tell_apart(subquery, &condition)?;
+    let plan = LogicalPlanBuilder::from(subquery.subquery.as_ref().clone())
+        .project(vec![Expr::Column(first).alias(name)])?
+        .filter(condition)?
+        .build()?;
     Ok(Expr::Exists(Exists {
         subquery: Subquery {
             outer_ref_columns: plan.all_out_ref_exprs(),
@@ -264,6 +345,30 @@ fn exists(subquery: &Subquery, condition: Option<Expr>) -> DfResult<Expr> {
         },
         negated: false,
     }))
+}
+
+/// Columns of the outer row must not be called as those that the subquery compares with it.
+fn tell_apart(subquery: &Subquery, condition: &Expr) -> DfResult<()> {
+    if subquery.outer_ref_columns.is_empty() {
+        return Ok(());
+    }
+    let mut outer = Vec::new();
+    condition.apply(|expr| {
+        if let Expr::OuterReferenceColumn(_, column) = expr {
+            outer.push(column.clone());
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    subquery.subquery.apply(|node| {
+        if outer.iter().any(|column| node.schema().has_column(column)) {
+            return Err(carry(
+                Error::unsupported("a table of the subquery is called as one of the outer row")
+                    .hint("give it another name, as in FROM b AS c"),
+            ));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(())
 }
 
 /// The aggregate of all rows that the subquery is, and whether a condition stands above it.
@@ -319,7 +424,7 @@ fn always(subquery: &Subquery) -> DfResult<bool> {
 
 /// Without a match an outer row gets nulls for the columns of the subquery: right unless an aggregate
 /// says something else of no rows.
-fn check_lateral(lateral: &Subquery) -> DfResult<()> {
+pub(super) fn check_lateral(lateral: &Subquery) -> DfResult<()> {
     let Some((aggregate, _)) = aggregate_of_all(&lateral.subquery) else {
         return Ok(());
     };

@@ -111,15 +111,13 @@ impl Strict<'_> {
                 JoinOperator::AsOf { .. } => "ASOF JOIN",
                 JoinOperator::CrossApply | JoinOperator::OuterApply => "APPLY",
                 JoinOperator::StraightJoin(_) => "STRAIGHT_JOIN",
-                // The planner takes the column of one side only, which can be null.
-                JoinOperator::Left(JoinConstraint::Using(_) | JoinConstraint::Natural)
-                | JoinOperator::LeftOuter(JoinConstraint::Using(_) | JoinConstraint::Natural)
-                | JoinOperator::Right(JoinConstraint::Using(_) | JoinConstraint::Natural)
-                | JoinOperator::RightOuter(JoinConstraint::Using(_) | JoinConstraint::Natural)
-                | JoinOperator::FullOuter(JoinConstraint::Using(_) | JoinConstraint::Natural) => {
+                // The planner takes the left column, which can be null.
+                JoinOperator::Right(JoinConstraint::Natural)
+                | JoinOperator::RightOuter(JoinConstraint::Natural)
+                | JoinOperator::FullOuter(JoinConstraint::Natural) => {
                     return ControlFlow::Break(
-                        Error::unsupported("USING and NATURAL in an outer join are not supported")
-                            .hint("join ON a.id = b.id, and select coalesce(a.id, b.id) AS id"),
+                        Error::unsupported("NATURAL RIGHT and FULL joins are not supported")
+                            .hint("name the columns: JOIN b USING (id)"),
                     );
                 }
                 _ => continue,

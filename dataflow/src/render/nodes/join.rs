@@ -7,7 +7,9 @@ use crate::checkpoint::StageId;
 use crate::delta::Delta;
 use crate::delta::exchange::Route;
 use crate::kernel::TickOutput;
-use crate::kernel::join::{JoinSpec, JoinState, SemiJoinSpec, SemiJoinState};
+use crate::kernel::join::{
+    CountedSetSpec, CountedSetState, JoinSpec, JoinState, SemiJoinSpec, SemiJoinState,
+};
 use crate::operator::stage::{Logic, Moment, Out};
 use crate::plan::{NodeId, Op, Plan, RelationId};
 use crate::render::Build;
@@ -69,6 +71,27 @@ pub fn semi_join_spec(plan: &Plan, id: NodeId) -> SemiJoinSpec {
     }
 }
 
+/// The counted set operation at `id`, for its kernel.
+pub fn counted_set_spec(plan: &Plan, id: NodeId) -> CountedSetSpec {
+    let node = &plan.nodes[id];
+    let Op::CountedSet {
+        left,
+        right,
+        except,
+        close,
+    } = &node.op
+    else {
+        unreachable!("called for set operations")
+    };
+    CountedSetSpec {
+        left: Arc::clone(&plan.nodes[*left].schema),
+        right: Arc::clone(&plan.nodes[*right].schema),
+        output: Arc::clone(&node.schema),
+        except: *except,
+        close: *close,
+    }
+}
+
 pub(super) fn join<'s>(
     build: &mut Build<'_, 's>,
     plan: &Plan,
@@ -111,6 +134,27 @@ pub(super) fn semi_join<'s>(
     by_key(build, ("SemiJoin", "join"), stage, sides, sources, state)
 }
 
+pub(super) fn counted_set<'s>(
+    build: &mut Build<'_, 's>,
+    plan: &Plan,
+    id: NodeId,
+    stage: StageId,
+    streams: &[Deltas<'s>],
+    sources: &[RelationId],
+) -> Deltas<'s> {
+    let Op::CountedSet { left, right, .. } = &plan.nodes[id].op else {
+        unreachable!("called for set operations")
+    };
+    let spec = counted_set_spec(plan, id);
+    let all: Vec<usize> = (0..spec.left.fields().len()).collect();
+    let state = CountedSetState::new(&spec, build.context.worker, build.workers);
+    let sides = Sides {
+        left: (streams[*left].clone(), all.clone()),
+        right: (streams[*right].clone(), all),
+    };
+    by_key(build, ("CountedSet", "set"), stage, sides, sources, state)
+}
+
 /// Both inputs, and the columns by which their rows meet.
 struct Sides<'s> {
     left: (Deltas<'s>, Vec<usize>),
@@ -129,6 +173,12 @@ impl Kernel for JoinState {
 }
 
 impl Kernel for SemiJoinState {
+    fn tick(&mut self, left: &[Delta], right: &[Delta], watermark: Watermark) -> TickOutput {
+        Self::tick(self, left, right, watermark)
+    }
+}
+
+impl Kernel for CountedSetState {
     fn tick(&mut self, left: &[Delta], right: &[Delta], watermark: Watermark) -> TickOutput {
         Self::tick(self, left, right, watermark)
     }
