@@ -97,14 +97,14 @@ impl<'s> Build<'_, 's> {
         let restored = self.restored().is_some();
         let sources = sources.to_vec();
         move |tick| {
-            let known = tick > attach.get() || (restored && tick == attach.get());
-            if !known {
+            if tick < attach.get() {
                 return NO_WATERMARK;
             }
             let ticks = ticks.borrow();
-            ticks
+            let before = ticks
                 .before(tick)
-                .map_or(NO_WATERMARK, |info| info.watermark(&sources))
+                .filter(|info| restored || info.tick >= attach.get());
+            before.map_or(NO_WATERMARK, |info| info.watermark(&sources))
         }
     }
     /// A stage whose state is part of checkpoints.
