@@ -484,12 +484,7 @@ impl Engine {
         for worker in &minter.workers {
             worker.send(Command::Install(Arc::clone(&install)));
         }
-        minter.attach_restored(
-            item.dataflow,
-            false,
-            item.plan.fingerprint,
-            Arc::clone(&progress),
-        );
+        minter.attach_restored(&install, false, item.plan.fingerprint);
         let ready = watch::channel(true).1;
         lock(&self.inner.items).insert(
             item.id,
@@ -552,7 +547,7 @@ impl Engine {
         for worker in &minter.workers {
             worker.send(Command::Install(Arc::clone(&install)));
         }
-        minter.attach_restored(item.id, true, 0, Arc::clone(&progress));
+        minter.attach_restored(&install, true, 0);
         lock(&self.inner.items).insert(
             item.id,
             Running::Sink {
