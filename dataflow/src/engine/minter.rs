@@ -337,6 +337,7 @@ impl Minter {
                     }
                     self.marks.epochs.retain(|s| s != id);
                 }
+                self.parts.dropped(&ids);
                 for worker in &self.workers {
                     worker.send(Command::Drop(Arc::clone(&ids)));
                 }

@@ -55,3 +55,22 @@ fn a_source_that_is_read_without_any_column_is_read_again() {
         });
     }
 }
+
+#[test]
+fn a_checkpoint_that_does_not_end_is_trouble() {
+    runtime().block_on(async {
+        let bed = Bed::new();
+        let engine = bed.start(1, Vec::new()).await;
+        let began = |ago| *lock(&engine.inner.shared.checkpoint_began) = Instant::now().checked_sub(ago);
+        began(Duration::from_secs(1));
+        assert!(engine.trouble().is_none());
+        began(Duration::from_secs(300));
+        assert!(engine.trouble().is_none());
+        engine.set_intervals(Some(Duration::from_secs(5)), None);
+        let trouble = engine.trouble();
+        assert!(trouble.is_some_and(|e| e.message.contains("under way")));
+        engine.checkpoint().await.expect("it can be taken");
+        assert!(engine.trouble().is_none());
+        engine.stop().await.expect("stops");
+    });
+}
