@@ -144,6 +144,17 @@ async fn find(store: &CheckpointStore, meta: &dyn Meta, incarnation: u64) -> Res
             kept,
             next_id,
         }),
+        None if damage.as_ref().is_none_or(|e| e.kind == ErrorKind::NotFound) => {
+            let error = Error::new(
+                ErrorKind::Corrupt,
+                format!("checkpoint {newest} is not where checkpoints are kept"),
+            )
+            .hint("was --checkpoints changed, or its directory moved? Say where it is now; otherwise restore the data directory, with its checkpoints, from one copy");
+            Err(match damage {
+                Some(e) => error.detail(e.detail.unwrap_or(e.message)),
+                None => error,
+            })
+        }
         // Never start from nothing when there was something.
         None => Err(damage.unwrap_or_else(|| {
             Error::new(
