@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use millrace_dataflow::env;
-use millrace_dataflow::error::Result;
+use millrace_dataflow::error::{Error, Result};
 use millrace_sql::parse::Statement;
 use tracing::{info, warn};
 
@@ -40,6 +40,38 @@ pub(super) fn name_of(statement: &Statement) -> Option<(String, IfExists)> {
     Some((name.clone(), if_exists))
 }
 
+/// Bytes of a name; of each part, where it has parts.
+const LONGEST_NAME: usize = 128;
+
+/// Refuses names that cannot be shown in a log, a metric or a path. Only those of new objects: what is
+/// there stays.
+pub(super) fn check_name(name: &str) -> Result<()> {
+    let refused = |why: &str, hint: &str| {
+        let shown: String = name.chars().take(40).collect();
+        let shown = shown.escape_debug();
+        Err(Error::invalid(format!("the name \"{shown}\" {why}"))
+            .code("42622")
+            .hint(hint))
+    };
+    let longest = match name.starts_with("lake.") {
+        true => name.split('.').map(str::len).max().unwrap_or(0),
+        false => name.len(),
+    };
+    if longest > LONGEST_NAME {
+        return refused(
+            &format!("… is {longest} bytes long"),
+            &format!("a name, or a part of one, has at most {LONGEST_NAME} bytes"),
+        );
+    }
+    if name.chars().any(char::is_control) {
+        return refused(
+            "holds control characters",
+            "leave out line breaks, tabs and the like",
+        );
+    }
+    Ok(())
+}
+
 /// Answers a statement whose object exists: an error, or with IF NOT EXISTS a notice.
 pub(super) fn exists_already(
     world: &World,
@@ -64,6 +96,9 @@ impl Coordinator {
     pub(super) async fn create(&self, lock: WriterLock, draft: Draft) -> Result<Answer> {
         let inner = &self.0;
         let table = draft.table().map(ToString::to_string);
+        for name in [&draft.name].into_iter().chain(&table) {
+            check_name(name)?;
+        }
         let mut uses = draft.depends_on.clone();
         uses.extend(table.clone());
         inner
