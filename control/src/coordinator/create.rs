@@ -112,10 +112,13 @@ impl Coordinator {
         prepare::validate(&draft, &inner.outside).await?;
         let first = inner.catalog.take_ids(prepare::ids_needed(&draft)).await?;
         let object = prepare::object(&draft, first, env::now_ms());
-        let made_table = match table {
-            Some(name) if !inner.outside.table_exists(&name).await? => Some(name),
-            _ => None,
-        };
+        let (mut made_table, mut appends) = (None, None);
+        match table {
+            Some(name) if inner.outside.table_exists(&name).await? => {
+                appends = self.rows_before(&name).await;
+            }
+            name => made_table = name,
+        }
         let made = prepare::connect(draft, object, &inner.outside).await?;
         inner.catalog.insert(&made.entry.object).await?;
         inner.engine.define(&made.entry.object.definition())?;
@@ -145,8 +148,21 @@ impl Coordinator {
         let mut answer = Answer::done();
         answer
             .notices
-            .extend(notices.into_iter().map(Notice::remark));
+            .extend(notices.into_iter().map(Notice::remark).chain(appends));
         Ok(answer)
+    }
+
+    /// Says that a table which a new sink writes into is not empty.
+    async fn rows_before(&self, table: &str) -> Option<Notice> {
+        let rows = self.0.outside.table_rows(table).await;
+        // Whoever cannot read the table will hear of that from the sink.
+        let rows = rows.ok().filter(|rows| *rows > 0)?;
+        Some(
+            Notice::warning(format!(
+                "table \"{table}\" has {rows} rows of another sink; contents are appended behind them"
+            ))
+            .hint("DROP SINK and DROP TABLE first to begin anew"),
+        )
     }
 
     /// Takes back a creation that the engine refused. What cannot be taken back now is gone after a
