@@ -39,7 +39,11 @@ fn without_directories(text: &str) -> String {
     let end = |word: &mut String, out: &mut String| {
         let path = word.strip_prefix("file:").unwrap_or(word);
         match path.starts_with('/') {
-            true => out.push_str(path.rsplit('/').find(|part| !part.is_empty()).unwrap_or("/")),
+            true => out.push_str(
+                path.rsplit('/')
+                    .find(|part| !part.is_empty())
+                    .unwrap_or("/"),
+            ),
             false => out.push_str(word),
         }
         word.clear();
@@ -80,16 +84,23 @@ mod tests {
 
     #[test]
     fn damage_has_a_hint_and_no_directories() {
-        let text = "cannot parse file:///var/lib/m/warehouse/ns/t/metadata/v1.json: (/a/b.avro) and/or x";
+        let text =
+            "cannot parse file:///var/lib/m/warehouse/ns/t/metadata/v1.json: (/a/b.avro) and/or x";
         let e = iceberg::Error::new(iceberg::ErrorKind::DataInvalid, text);
         let error = super::iceberg("read a manifest", e);
         assert_eq!(error.kind, ErrorKind::Corrupt);
         assert!(error.hint.is_some());
         let detail = error.detail.expect("a detail");
         assert!(detail.contains("v1.json: (b.avro) and/or x"), "{detail}");
-        assert!(!detail.contains("/var") && !detail.contains("/a"), "{detail}");
+        assert!(
+            !detail.contains("/var") && !detail.contains("/a"),
+            "{detail}"
+        );
         let text = "cannot read: No such file or directory (os error 2)";
         let e = iceberg::Error::new(iceberg::ErrorKind::Unexpected, text);
-        assert_eq!(super::iceberg("read a manifest", e).kind, ErrorKind::Corrupt);
+        assert_eq!(
+            super::iceberg("read a manifest", e).kind,
+            ErrorKind::Corrupt
+        );
     }
 }

@@ -246,7 +246,10 @@ mod tests {
             part(1, VIEW, 0),
         ];
         assert_eq!(gather(&mut open, messages), [false; 5]);
-        assert_eq!(Gathered::add(&mut open, Message::Dropped([OTHER].into())), [7]);
+        assert_eq!(
+            Gathered::add(&mut open, Message::Dropped([OTHER].into())),
+            [7]
+        );
         assert!(open[&7].complete(2));
         assert!(!open[&7].keeps(OTHER));
         assert_eq!(open.remove(&7).unwrap().into_parts().len(), 2);

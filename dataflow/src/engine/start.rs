@@ -144,7 +144,10 @@ async fn find(store: &CheckpointStore, meta: &dyn Meta, incarnation: u64) -> Res
             kept,
             next_id,
         }),
-        None if damage.as_ref().is_none_or(|e| e.kind == ErrorKind::NotFound) => {
+        None if damage
+            .as_ref()
+            .is_none_or(|e| e.kind == ErrorKind::NotFound) =>
+        {
             let error = Error::new(
                 ErrorKind::Corrupt,
                 format!("checkpoint {newest} is not where checkpoints are kept"),

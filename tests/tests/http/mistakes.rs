@@ -88,7 +88,10 @@ fn refusals_say_what_to_do() {
             format!("CREATE MATERIALIZED VIEW {long} AS SELECT auction FROM g"),
             "42622",
         ),
-        (format!("CREATE VIEW {long} AS SELECT auction FROM g"), "42622"),
+        (
+            format!("CREATE VIEW {long} AS SELECT auction FROM g"),
+            "42622",
+        ),
         (format!("CREATE SINK {long} FROM v INTO lake.m.u"), "42622"),
         (format!("CREATE SINK u FROM v INTO lake.m.{long}"), "42622"),
         (
@@ -101,7 +104,10 @@ fn refusals_say_what_to_do() {
         assert!(has_hint(&error), "{statement}: {error}");
     }
     let error = server.error(&format!("{source}, rate = 99999999999999999999)"));
-    assert!(!error["message"].to_string().contains("negative"), "{error}");
+    assert!(
+        !error["message"].to_string().contains("negative"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -149,7 +155,9 @@ fn damage_in_the_lake_is_not_the_clients_fault() {
         fs::write(file, &bytes[..bytes.len() / 2]).expect("written");
     }
     damaged(&server, "a short data file");
-    parquet.iter().for_each(|f| fs::remove_file(f).expect("removed"));
+    parquet
+        .iter()
+        .for_each(|f| fs::remove_file(f).expect("removed"));
     damaged(&server, "no data file");
     for (file, bytes) in parquet.iter().zip(&whole) {
         fs::write(file, bytes).expect("written");
@@ -178,7 +186,10 @@ fn checkpoints_that_cannot_be_kept_or_found_are_explained() {
     let status = server.try_start(&[]).expect_err("no such store");
     assert_eq!(status.code(), Some(2));
     let log = server.log_text();
-    assert!(log.contains("s3://…@bucket/x") && !log.contains("SECRET"), "{log}");
+    assert!(
+        log.contains("s3://…@bucket/x") && !log.contains("SECRET"),
+        "{log}"
+    );
 
     let mut server = with_sink();
     server.terminate();

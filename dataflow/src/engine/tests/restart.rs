@@ -61,7 +61,8 @@ fn a_checkpoint_that_does_not_end_is_trouble() {
     runtime().block_on(async {
         let bed = Bed::new();
         let engine = bed.start(1, Vec::new()).await;
-        let began = |ago| *lock(&engine.inner.shared.checkpoint_began) = Instant::now().checked_sub(ago);
+        let began =
+            |ago| *lock(&engine.inner.shared.checkpoint_began) = Instant::now().checked_sub(ago);
         began(Duration::from_secs(1));
         assert!(engine.trouble().is_none());
         began(Duration::from_secs(300));
