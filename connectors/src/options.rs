@@ -83,9 +83,14 @@ impl<'a> Options<'a> {
     /// A number, or `None` if the option is absent.
     pub(crate) fn number<T: FromStr>(&self, name: &str) -> Result<Option<T>> {
         let parse = |text: &str| {
-            text.trim()
-                .parse()
-                .map_err(|_| self.wrong(name, "a number that is not negative"))
+            let text = text.trim();
+            text.parse().map_err(|_| {
+                let digits = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
+                match digits {
+                    true => self.wrong(name, &format!("smaller than {text}")),
+                    false => self.wrong(name, "a whole number that is not negative"),
+                }
+            })
         };
         self.text(name).map(parse).transpose()
     }
@@ -127,10 +132,14 @@ impl<'a> Options<'a> {
     }
 
     pub(crate) fn wrong(&self, name: &str, expected: &str) -> Error {
-        Error::invalid(format!(
+        let error = Error::invalid(format!(
             "option \"{name}\" of connector \"{}\" must be {expected}",
             self.info.name
-        ))
+        ));
+        match self.info.options.iter().find(|o| o.name == name) {
+            Some(option) => error.hint(format!("{name}: {}", option.doc)),
+            None => error,
+        }
     }
 }
 

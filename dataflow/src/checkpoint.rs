@@ -26,6 +26,7 @@ pub mod store;
 pub mod usage;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -53,11 +54,11 @@ pub struct StageParts {
 #[derive(Debug)]
 pub enum Message {
     Begin(Box<collector::Begin>),
-    /// This worker will send the parts of so many stages.
+    /// This worker will send the parts of so many stages of these dataflows and sources.
     Expect {
         checkpoint: u64,
         worker: usize,
-        stages: usize,
+        stages: BTreeMap<RelationId, usize>,
     },
     Parts {
         checkpoint: u64,
@@ -73,6 +74,9 @@ pub enum Message {
         checkpoint: u64,
         unlevel: Vec<RelationId>,
     },
+    /// Nothing is expected of these any more. Said by the minter before any worker hears of it, and by
+    /// the workers to those who gather for them.
+    Dropped(Arc<[RelationId]>),
     /// What the workers of another process have written.
     Remote {
         checkpoint: u64,
@@ -103,12 +107,15 @@ impl PartSender {
         // The collector lives as long as the engine.
         let _ = self.0.send(Message::Parts { checkpoint, parts });
     }
-    pub fn expect(&self, checkpoint: u64, worker: usize, stages: usize) {
+    pub fn expect(&self, checkpoint: u64, worker: usize, stages: BTreeMap<RelationId, usize>) {
         let _ = self.0.send(Message::Expect {
             checkpoint,
             worker,
             stages,
         });
+    }
+    pub fn dropped(&self, relations: &Arc<[RelationId]>) {
+        let _ = self.0.send(Message::Dropped(Arc::clone(relations)));
     }
 }
 

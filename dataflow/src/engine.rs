@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
@@ -55,6 +55,9 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long the final checkpoint may take.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(20);
+
+/// How long a checkpoint may take before it is called trouble; four intervals, if those are longer.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Nothing is shown whose binding is not on the disk.
 fn log_error(why: Option<&str>) -> Error {
@@ -487,6 +490,9 @@ impl Engine {
                 None => error,
             });
         }
+        if let Some(error) = self.slow_checkpoint() {
+            return Some(error);
+        }
         if let Some(why) = self
             .inner
             .config
@@ -513,6 +519,25 @@ impl Engine {
             })
     }
 
+    /// A checkpoint that has not ended for long.
+    fn slow_checkpoint(&self) -> Option<Error> {
+        let began = *lock(&self.inner.shared.checkpoint_began);
+        let elapsed = began?.elapsed();
+        let interval = self.intervals().checkpoint_interval;
+        if elapsed < CHECKPOINT_PATIENCE.max(4 * interval) {
+            return None;
+        }
+        let error = Error::unavailable(format!(
+            "a checkpoint has been under way for {} s: a restart would take longer",
+            elapsed.as_secs()
+        ))
+        .hint("see millrace.state for large state, and whether the store of checkpoints is slow; if it does not end, restart the server: nothing is lost");
+        Some(match self.laggard() {
+            Some(laggard) => error.detail(format!("\"{laggard}\" is behind")),
+            None => error,
+        })
+    }
+
     /// What the memory budget of state has done; `None` without one.
     pub fn pager_stats(&self) -> Option<PagerStats> {
         self.inner.config.pager.as_ref().map(|pager| pager.stats())
@@ -536,10 +561,15 @@ impl Engine {
     ) -> Result<Finished> {
         let id = self.inner.next_checkpoint.fetch_add(1, Ordering::Relaxed);
         let (done, finished) = oneshot::channel();
-        self.ask(request(id, done))?;
-        let finished = finished
-            .await
-            .map_err(|_| Error::unavailable("the engine has stopped"))??;
+        *lock(&self.inner.shared.checkpoint_began) = Some(Instant::now());
+        let finished = match self.ask(request(id, done)) {
+            Ok(()) => finished
+                .await
+                .unwrap_or_else(|_| Err(Error::unavailable("the engine has stopped"))),
+            Err(e) => Err(e),
+        };
+        lock(&self.inner.shared.checkpoint_began).take();
+        let finished = finished?;
         let stats = &self.inner.shared.stats;
         stats.checkpoints.fetch_add(1, Ordering::Relaxed);
         stats

@@ -256,22 +256,20 @@ impl Worker<'_> {
             }
         }
         if let Some(checkpoint) = info.marks.checkpoint {
-            let stages: usize = self
-                .dataflows
-                .iter()
-                .filter(|(id, d)| d.attach.get() <= tick && !info.marks.unlevel.contains(id))
-                .map(|(_, d)| d.stateful)
-                .sum();
-            self.parts.expect(
-                checkpoint,
-                self.timely.index(),
-                stages + self.rejected.len(),
-            );
+            let level =
+                |d: &Installed, id| d.attach.get() <= tick && !info.marks.unlevel.contains(id);
+            let flows = self.dataflows.iter().filter(|(id, d)| level(d, id));
+            let stages = flows
+                .map(|(id, d)| (*id, d.stateful))
+                .chain(self.rejected.keys().map(|source| (*source, 1)))
+                .collect();
+            self.parts.expect(checkpoint, self.timely.index(), stages);
         }
     }
 
-    fn drop_relations(&mut self, ids: &[RelationId]) {
-        for id in ids {
+    fn drop_relations(&mut self, ids: &Arc<[RelationId]>) {
+        self.parts.dropped(ids);
+        for id in ids.iter() {
             if let Some(installed) = self.dataflows.remove(id) {
                 installed.close();
                 for (relation, served) in &installed.served {

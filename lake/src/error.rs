@@ -16,7 +16,48 @@ pub fn iceberg(what: &str, e: iceberg::Error) -> Error {
         }
         _ => ErrorKind::Internal,
     };
-    Error::new(kind, format!("cannot {what}")).detail(e.to_string())
+    let text = e.to_string();
+    // What a table consists of is gone: waiting does not bring it back.
+    let missing = what.starts_with("read") && text.contains("No such file or directory");
+    let kind = if missing { ErrorKind::Corrupt } else { kind };
+    let error = Error::new(kind, format!("cannot {what}")).detail(without_directories(&text));
+    match kind {
+        ErrorKind::Corrupt => error.hint(MEND),
+        _ => error,
+    }
+}
+
+/// What to do about a damaged table.
+const MEND: &str = "restore the files of the table in the warehouse from a copy, or drop the table";
+
+/// Where a server keeps its files is not the business of its clients: names of files stay, the
+/// directories before them go.
+fn without_directories(text: &str) -> String {
+    let inside = |c: char| !c.is_whitespace() && !"\"'`,;()[]{}<>=".contains(c);
+    let mut out = String::with_capacity(text.len());
+    let mut word = String::new();
+    let end = |word: &mut String, out: &mut String| {
+        let path = word.strip_prefix("file:").unwrap_or(word);
+        match path.starts_with('/') {
+            true => out.push_str(
+                path.rsplit('/')
+                    .find(|part| !part.is_empty())
+                    .unwrap_or("/"),
+            ),
+            false => out.push_str(word),
+        }
+        word.clear();
+    };
+    for c in text.chars() {
+        if inside(c) {
+            word.push(c);
+        } else {
+            end(&mut word, &mut out);
+            out.push(c);
+        }
+    }
+    end(&mut word, &mut out);
+    out
 }
 
 /// An error of the catalog database.
@@ -35,4 +76,31 @@ pub fn datafusion(what: &str, e: datafusion::error::DataFusionError) -> Error {
 /// The workspace's error on its way through DataFusion.
 pub fn into_datafusion(e: Error) -> datafusion::error::DataFusionError {
     datafusion::error::DataFusionError::External(Box::new(e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_has_a_hint_and_no_directories() {
+        let text =
+            "cannot parse file:///var/lib/m/warehouse/ns/t/metadata/v1.json: (/a/b.avro) and/or x";
+        let e = iceberg::Error::new(iceberg::ErrorKind::DataInvalid, text);
+        let error = super::iceberg("read a manifest", e);
+        assert_eq!(error.kind, ErrorKind::Corrupt);
+        assert!(error.hint.is_some());
+        let detail = error.detail.expect("a detail");
+        assert!(detail.contains("v1.json: (b.avro) and/or x"), "{detail}");
+        assert!(
+            !detail.contains("/var") && !detail.contains("/a"),
+            "{detail}"
+        );
+        let text = "cannot read: No such file or directory (os error 2)";
+        let e = iceberg::Error::new(iceberg::ErrorKind::Unexpected, text);
+        assert_eq!(
+            super::iceberg("read a manifest", e).kind,
+            ErrorKind::Corrupt
+        );
+    }
 }

@@ -146,8 +146,26 @@ fn planning_ref(error: &DataFusionError) -> (Error, Option<Place>) {
     }
 }
 
+/// A file of a table that cannot be read as what it says it is, or is not there: not the fault of whoever
+/// asks.
+fn damaged_file(error: &DataFusionError) -> bool {
+    match error.find_root() {
+        DataFusionError::ParquetError(_) | DataFusionError::ObjectStore(_) => true,
+        DataFusionError::ArrowError(inner, _) => matches!(**inner, ArrowError::ParquetError(_)),
+        _ => false,
+    }
+}
+
 /// Translates an error of executing a query.
 pub fn execution_error(error: DataFusionError) -> Error {
+    if damaged_file(&error) {
+        tracing::error!(%error, "a data file cannot be read");
+        return Error::new(
+            ErrorKind::Corrupt,
+            "a data file of a lake table is damaged or missing",
+        )
+        .hint("restore the files of the table in the warehouse from a copy, or drop the table; the log of the server names the file");
+    }
     let error = planning(error).0;
     // What planning takes for a statement that makes no sense is here a value that does not.
     match error.code {

@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 
 #[path = "http/alter.rs"]
 mod alter;
+#[path = "http/mistakes.rs"]
+mod mistakes;
 #[path = "http/processes.rs"]
 mod processes;
 #[path = "http/storage.rs"]

@@ -10,7 +10,7 @@ use millrace_dataflow::plan::RelationId;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{Row, SqlitePool};
+use sqlx::{Connection, Row, SqlitePool};
 
 use super::{Kind, Object, migrations};
 use crate::error::{duplicate_relation, fenced};
@@ -64,6 +64,12 @@ impl SqliteCatalog {
             .busy_timeout(Duration::from_secs(10));
         let pool = SqlitePoolOptions::new()
             .max_connections(4)
+            // A COMMIT that fails, as on a full disk, may end the transaction in SQLite and not in the
+            // connection, which then begins no other one: it is closed.
+            .before_acquire(|connection, _| {
+                let usable = !connection.is_in_transaction();
+                Box::pin(async move { Ok(usable) })
+            })
             .connect_with(options)
             .await
             .map_err(|e| failed(e).detail(format!("while opening {}", path.display())))?;
@@ -356,6 +362,23 @@ mod tests {
             RelationId(id.0 + 4),
             "never reused"
         );
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_sqlite_has_ended_costs_its_connection_only() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let catalog = SqliteCatalog::open(dir.path(), "a").await.expect("opens");
+        // More often than there are connections.
+        for _ in 0..6 {
+            let mut tx = catalog.begin().await.expect("begins");
+            // What a full disk does at a COMMIT.
+            sqlx::query("ROLLBACK")
+                .execute(&mut *tx)
+                .await
+                .expect("ended");
+            tx.commit().await.expect_err("no transaction is active");
+            catalog.take_ids(1).await.expect("another connection");
+        }
     }
 
     #[tokio::test]

@@ -16,6 +16,9 @@ impl Coordinator {
     pub(super) async fn cancel_backfill(&self, name: &str) -> Result<Answer> {
         let not_now = |text: String| Error::new(ErrorKind::Conflict, text).code("55000");
         let found = self.0.engine.backfills(name);
+        if found.is_empty() && !self.world().entries.contains_key(name) {
+            return Err(crate::error::unknown_relation(name));
+        }
         if found.is_empty() {
             return Err(not_now(format!("\"{name}\" reads no history"))
                 .hint("SHOW BACKFILLS lists what does"));
@@ -28,7 +31,9 @@ impl Coordinator {
             .hint("drop it, if it is not wanted any more"));
         }
         if !cancel(&found) {
-            return Err(not_now(format!("the backfill of \"{name}\" is complete")));
+            return Err(not_now(format!("the backfill of \"{name}\" is complete"))
+                .detail("what it has read is being put in its place, with a checkpoint")
+                .hint("wait until SHOW BACKFILLS does not list it any more"));
         }
         self.0.busy.ended(name).await;
         Ok(Answer::done())

@@ -50,7 +50,10 @@ impl Work {
 fn in_use(text: String, name: &str) -> Error {
     Error::new(ErrorKind::Conflict, text)
         .code("55006")
-        .hint(format!("wait for it, or CANCEL BACKFILL \"{name}\""))
+        .hint(format!(
+            "wait for it; SHOW BACKFILLS tells how far it is, and while it reads or follows, \
+             CANCEL BACKFILL \"{name}\" calls it off"
+        ))
 }
 
 impl Default for Busy {

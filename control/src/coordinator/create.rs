@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use millrace_dataflow::env;
-use millrace_dataflow::error::Result;
+use millrace_dataflow::error::{Error, Result};
 use millrace_sql::parse::Statement;
 use tracing::{info, warn};
 
@@ -40,6 +40,38 @@ pub(super) fn name_of(statement: &Statement) -> Option<(String, IfExists)> {
     Some((name.clone(), if_exists))
 }
 
+/// Bytes of a name; of each part, where it has parts.
+const LONGEST_NAME: usize = 128;
+
+/// Refuses names that cannot be shown in a log, a metric or a path. Only those of new objects: what is
+/// there stays.
+pub(super) fn check_name(name: &str) -> Result<()> {
+    let refused = |why: &str, hint: &str| {
+        let shown: String = name.chars().take(40).collect();
+        let shown = shown.escape_debug();
+        Err(Error::invalid(format!("the name \"{shown}\" {why}"))
+            .code("42622")
+            .hint(hint))
+    };
+    let longest = match name.starts_with("lake.") {
+        true => name.split('.').map(str::len).max().unwrap_or(0),
+        false => name.len(),
+    };
+    if longest > LONGEST_NAME {
+        return refused(
+            &format!("… is {longest} bytes long"),
+            &format!("a name, or a part of one, has at most {LONGEST_NAME} bytes"),
+        );
+    }
+    if name.chars().any(char::is_control) {
+        return refused(
+            "holds control characters",
+            "leave out line breaks, tabs and the like",
+        );
+    }
+    Ok(())
+}
+
 /// Answers a statement whose object exists: an error, or with IF NOT EXISTS a notice.
 pub(super) fn exists_already(
     world: &World,
@@ -64,6 +96,9 @@ impl Coordinator {
     pub(super) async fn create(&self, lock: WriterLock, draft: Draft) -> Result<Answer> {
         let inner = &self.0;
         let table = draft.table().map(ToString::to_string);
+        for name in [&draft.name].into_iter().chain(&table) {
+            check_name(name)?;
+        }
         let mut uses = draft.depends_on.clone();
         uses.extend(table.clone());
         inner
@@ -77,10 +112,13 @@ impl Coordinator {
         prepare::validate(&draft, &inner.outside).await?;
         let first = inner.catalog.take_ids(prepare::ids_needed(&draft)).await?;
         let object = prepare::object(&draft, first, env::now_ms());
-        let made_table = match table {
-            Some(name) if !inner.outside.table_exists(&name).await? => Some(name),
-            _ => None,
-        };
+        let (mut made_table, mut appends) = (None, None);
+        match table {
+            Some(name) if inner.outside.table_exists(&name).await? => {
+                appends = self.rows_before(&name).await;
+            }
+            name => made_table = name,
+        }
         let made = prepare::connect(draft, object, &inner.outside).await?;
         inner.catalog.insert(&made.entry.object).await?;
         inner.engine.define(&made.entry.object.definition())?;
@@ -110,8 +148,21 @@ impl Coordinator {
         let mut answer = Answer::done();
         answer
             .notices
-            .extend(notices.into_iter().map(Notice::remark));
+            .extend(notices.into_iter().map(Notice::remark).chain(appends));
         Ok(answer)
+    }
+
+    /// Says that a table which a new sink writes into is not empty.
+    async fn rows_before(&self, table: &str) -> Option<Notice> {
+        let rows = self.0.outside.table_rows(table).await;
+        // Whoever cannot read the table will hear of that from the sink.
+        let rows = rows.ok().filter(|rows| *rows > 0)?;
+        Some(
+            Notice::warning(format!(
+                "table \"{table}\" has {rows} rows of another sink; contents are appended behind them"
+            ))
+            .hint("DROP SINK and DROP TABLE first to begin anew"),
+        )
     }
 
     /// Takes back a creation that the engine refused. What cannot be taken back now is gone after a

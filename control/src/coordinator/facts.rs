@@ -137,6 +137,13 @@ impl Outside {
             .await
     }
 
+    /// Rows that `lake.ns.t` has now.
+    pub(super) async fn table_rows(&self, name: &str) -> Result<u64> {
+        let name = table_name(&LakeName::parse(name)?)?;
+        let table = LakeTable::open(Arc::clone(&self.lake), &name).await?;
+        table.row_count().await
+    }
+
     /// Takes `lake.ns.t` from the catalog; with `purge` its files go too.
     pub(super) async fn drop_table(&self, name: &str, purge: bool) -> Result<bool> {
         self.lake

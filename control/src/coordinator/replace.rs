@@ -138,7 +138,10 @@ fn check(world: &World, entry: &Entry, draft: &Draft) -> Result<Option<Seen>> {
     for read in &draft.depends_on {
         if world.upstream(read).contains(name) {
             let error = Error::invalid(format!("materialized view \"{name}\" cannot read itself"))
-                .code("42P17");
+                .code("42P17")
+                .hint(
+                    "give the new definition another name, or let it read what the old one reads",
+                );
             return Err(match read == name {
                 true => error,
                 false => error.detail(format!("\"{read}\" is made from it")),

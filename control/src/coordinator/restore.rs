@@ -192,7 +192,10 @@ fn query_env(config: &Config, data_dir: &Path) -> Result<Arc<RuntimeEnv>> {
 /// Where checkpoints are kept, if not in the data directory.
 pub(crate) fn checkpoints(config: &Config) -> Result<Option<CheckpointStore>> {
     let url = config.checkpoints.as_deref();
-    url.map(CheckpointStore::at).transpose()
+    url.map(CheckpointStore::at).transpose().map_err(|e| Error {
+        message: format!("option --checkpoints: {}", e.message),
+        ..e
+    })
 }
 
 /// Holds state to its share of the memory that the process may take.

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use datafusion::catalog::TableProvider;
-use millrace_dataflow::error::{Error, Result};
+use millrace_dataflow::error::{Error, ErrorKind, Result};
 use millrace_dataflow::plan::RelationId;
 use millrace_sql::bind::BoundQuery;
 use millrace_sql::guard::{RelationRef, guard, relations_of};
@@ -21,6 +21,27 @@ use super::world::Detail;
 use super::{Coordinator, World};
 use crate::query::{self, SourceTable, ViewTable};
 use crate::session::{Answer, Notice};
+
+/// Names the lake tables of a statement that met damage.
+fn name_tables(error: Error, relations: &[RelationRef]) -> Error {
+    if error.kind != ErrorKind::Corrupt {
+        return error;
+    }
+    let name = |relation: &RelationRef| match relation {
+        RelationRef::Lake { name, .. } => Some(format!("\"{name}\"")),
+        _ => None,
+    };
+    let names: Vec<String> = relations.iter().filter_map(name).collect();
+    let message = match names.as_slice() {
+        [] => return error,
+        [one] if error.message.contains("a lake table") => {
+            let named = format!("lake table {one}");
+            error.message.replacen("a lake table", &named, 1)
+        }
+        all => format!("{}; the statement reads {}", error.message, all.join(", ")),
+    };
+    Error { message, ..error }
+}
 
 impl Coordinator {
     pub(super) async fn select(&self, world: &World, bound: BoundQuery) -> Result<Answer> {
@@ -75,7 +96,8 @@ impl Coordinator {
             let plan = executable.physical_until(&state, &stop).await?;
             query::collect(plan, &state, max_result).await
         })
-        .await?;
+        .await
+        .map_err(|e| name_tables(e, &relations))?;
         let batches = query::conform(&schema, batches)?;
         for (name, table) in sources {
             let rejected = table.rejected();

@@ -38,6 +38,15 @@ pub struct Begin {
     pub done: oneshot::Sender<Result<Finished>>,
 }
 
+impl Begin {
+    /// What was dropped on the way is not part of the checkpoint.
+    fn forget(&mut self, dropped: &BTreeSet<RelationId>) {
+        self.sources.retain(|id, _| !dropped.contains(id));
+        self.views.retain(|id, _| !dropped.contains(id));
+        self.sinks.retain(|id| !dropped.contains(id));
+    }
+}
+
 /// A checkpoint that is durable.
 #[derive(Debug, Clone)]
 pub struct Finished {
@@ -59,12 +68,10 @@ struct Assembly {
 }
 
 impl Assembly {
-    fn complete(&self, processes: usize) -> bool {
+    fn complete(&self, processes: usize, dropped: &BTreeSet<RelationId>) -> bool {
+        let arrived = |s: &RelationId| self.sinks.contains_key(s) || dropped.contains(s);
         self.remote.len() == processes
-            && self
-                .begin
-                .as_ref()
-                .is_some_and(|begin| begin.sinks.iter().all(|s| self.sinks.contains_key(s)))
+            && (self.begin.as_ref()).is_some_and(|begin| begin.sinks.iter().all(arrived))
     }
 }
 
@@ -118,12 +125,12 @@ impl Collector {
         let mut open: BTreeMap<u64, Assembly> = BTreeMap::new();
         let mut gathered: BTreeMap<u64, Gathered> = BTreeMap::new();
         while let Some(message) = messages.recv().await {
-            let id = match message {
+            let touched = match message {
                 Message::Begin(begin) => {
                     let id = begin.id;
                     Gathered::open(&mut gathered, id, begin.unlevel.clone());
                     open.entry(id).or_default().begin = Some(begin);
-                    id
+                    vec![id]
                 }
                 Message::Sink {
                     checkpoint,
@@ -135,7 +142,7 @@ impl Collector {
                     {
                         assembly.sinks.insert(sink, state);
                     }
-                    checkpoint
+                    vec![checkpoint]
                 }
                 Message::Remote {
                     checkpoint,
@@ -145,28 +152,43 @@ impl Collector {
                     if let Some(assembly) = open.get_mut(&checkpoint) {
                         assembly.remote.insert(process, part);
                     }
-                    checkpoint
+                    vec![checkpoint]
                 }
-                parts => match Gathered::add(&mut gathered, parts) {
-                    Some(checkpoint) => checkpoint,
-                    None => continue,
-                },
+                other => Gathered::add(&mut gathered, other),
             };
-            let here = gathered.get(&id).is_some_and(|g| g.complete(self.workers));
-            if here
-                && open.get(&id).is_some_and(|a| a.complete(self.links.len()))
-                && let Some(mut assembly) = open.remove(&id)
-                && let Some(begin) = assembly.begin.take()
-            {
-                let gathered = gathered.remove(&id).unwrap_or_default();
-                let result = self.finish(&begin, gathered, assembly).await;
-                if let Err(e) = &result {
-                    tracing::error!(checkpoint = id, error = %e, "a checkpoint failed");
-                }
-                // Whoever asked may have gone away.
-                let _ = begin.done.send(result);
+            for id in touched {
+                self.finish_if_complete(id, &mut open, &mut gathered).await;
             }
         }
+    }
+
+    async fn finish_if_complete(
+        &mut self,
+        id: u64,
+        open: &mut BTreeMap<u64, Assembly>,
+        gathered: &mut BTreeMap<u64, Gathered>,
+    ) {
+        let complete = |g: &Gathered| {
+            let assembly = open.get(&id);
+            g.complete(self.workers)
+                && assembly.is_some_and(|a| a.complete(self.links.len(), g.dropped()))
+        };
+        if !gathered.get(&id).is_some_and(complete) {
+            return;
+        }
+        let Some((mut assembly, gathered)) = open.remove(&id).zip(gathered.remove(&id)) else {
+            return;
+        };
+        let Some(mut begin) = assembly.begin.take() else {
+            return;
+        };
+        begin.forget(gathered.dropped());
+        let result = self.finish(&begin, gathered, assembly).await;
+        if let Err(e) = &result {
+            tracing::error!(checkpoint = id, error = %e, "a checkpoint failed");
+        }
+        // Whoever asked may have gone away.
+        let _ = begin.done.send(result);
     }
 
     async fn finish(
@@ -187,8 +209,10 @@ impl Collector {
                 || begin.sources.contains_key(&id)
                 || begin.sinks.contains(&id)
         };
-        let mut parts = gathered.parts;
+        let mut parts = gathered.into_parts();
         parts.retain(|p| kept(p.relation));
+        let mut sinks = assembly.sinks;
+        sinks.retain(|sink, _| begin.sinks.contains(sink));
         let workers = 0..self.workers;
         let (mut written, held) =
             write_all(&self.store, &self.held, workers, parts, begin.id).await?;
@@ -214,7 +238,7 @@ impl Collector {
             tick: begin.tick,
             sources: begin.sources.clone(),
             views: begin.views.clone(),
-            sinks: assembly.sinks,
+            sinks,
             held: begin.held.clone(),
             objects: written.objects,
             stages: written.stages,

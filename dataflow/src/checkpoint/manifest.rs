@@ -24,6 +24,9 @@ pub struct SourceState {
     pub ended: bool,
     /// Columns of the relation that were being read.
     pub wanted: Vec<usize>,
+    /// Something reads it, and be it without any column, as `count(*)` does.
+    #[serde(default)]
+    pub read: bool,
     pub rows: u64,
     pub rejected: u64,
 }

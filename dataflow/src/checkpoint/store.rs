@@ -48,6 +48,40 @@ fn store_error(e: object_store::Error) -> Error {
     Error::new(kind, format!("checkpoint storage: {e}"))
 }
 
+/// The user part of a URL may hold a secret.
+fn without_user(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_string();
+    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    match authority.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}://…@{host}{path}"),
+        None => url.to_string(),
+    }
+}
+
+/// A directory that cannot be made. Trying again helps where the disk is full or does not answer.
+fn no_directory(root: &std::path::Path, e: std::io::Error) -> Error {
+    use std::io::ErrorKind as Io;
+    let path = root.display();
+    let message = match e.kind() {
+        Io::AlreadyExists | Io::NotADirectory => {
+            format!("checkpoints cannot be kept in {path}: it is, or lies below, a file")
+        }
+        Io::NotFound
+        | Io::PermissionDenied
+        | Io::ReadOnlyFilesystem
+        | Io::InvalidInput
+        | Io::InvalidFilename => format!("checkpoints cannot be kept in {path}: {e}"),
+        _ => {
+            let error = Error::from(e);
+            let message = format!("checkpoints cannot be kept in {path}: {}", error.message);
+            return Error { message, ..error };
+        }
+    };
+    Error::invalid(message).hint("name a directory that this server may create and write")
+}
+
 fn corrupt(what: &str, id: u64) -> Error {
     Error::new(
         ErrorKind::Corrupt,
@@ -83,7 +117,8 @@ impl CheckpointStore {
         match url.strip_prefix("file://") {
             Some(path) if path.starts_with('/') => Self::local(PathBuf::from(path)),
             _ => Err(Error::unsupported(format!(
-                "checkpoints cannot be kept at \"{url}\" by this build"
+                "checkpoints cannot be kept at \"{}\" by this build",
+                without_user(url)
             ))
             .hint("give an absolute path, such as file:///var/lib/millrace/checkpoints")),
         }
@@ -96,7 +131,7 @@ impl CheckpointStore {
 
     /// In a directory of the local disk.
     pub fn local(root: PathBuf) -> Result<Self> {
-        std::fs::create_dir_all(&root)?;
+        std::fs::create_dir_all(&root).map_err(|e| no_directory(&root, e))?;
         let store = LocalFileSystem::new_with_prefix(&root).map_err(store_error)?;
         Ok(Self {
             store: Arc::new(store),

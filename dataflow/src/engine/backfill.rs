@@ -81,8 +81,18 @@ pub struct InputStatus {
     pub total: u64,
 }
 
+/// PostgreSQL's `query_canceled`.
+const CANCELLED_CODE: &str = "57014";
+
+/// Whether somebody asked for what happened: no matter for whoever watches the log for errors.
+pub(super) fn was_asked_for(e: &Error) -> bool {
+    e.code == CANCELLED_CODE
+}
+
 fn cancelled() -> Error {
-    Error::new(ErrorKind::Conflict, "the backfill was cancelled").code("57014")
+    Error::new(ErrorKind::Conflict, "the backfill was cancelled")
+        .code(CANCELLED_CODE)
+        .hint("say the statement again to begin anew")
 }
 
 impl Backfill {

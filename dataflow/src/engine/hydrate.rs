@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use super::backfill::Backfill;
+use super::backfill::{Backfill, was_asked_for};
 use super::install::{Wanted, wanted, wanted_of};
 use super::minter::{AttachRequest, Request};
 use super::{Engine, Running, SinkItem, SourceItem, ViewItem, sinks};
@@ -249,8 +249,11 @@ impl Engine {
         let engine = self.clone();
         tokio::spawn(async move {
             let result = engine.hydrate_and_show(&hydration, histories, shown).await;
-            if let Err(e) = &result {
-                tracing::error!(relation = %hydration.install.name, error = %e, "could not be started");
+            let relation = &hydration.install.name;
+            match &result {
+                Err(e) if was_asked_for(e) => tracing::info!(%relation, "{e}"),
+                Err(error) => tracing::error!(%relation, %error, "could not be started"),
+                Ok(()) => {}
             }
             lock(&engine.inner.backfills).remove(&hydration.id);
             // A client that went away does not undo what it asked for.

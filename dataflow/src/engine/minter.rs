@@ -36,7 +36,7 @@ use crate::served::rejected_rows;
 use crate::source::{Offsets, Reader};
 use crate::tick::{Hold, Marks, ReadMark, TickInfo};
 use crate::time::{END_OF_TIME, NO_WATERMARK, Tick, Watermark};
-use crate::worker::command::{Attach, Command, Progress, WorkerHandle};
+use crate::worker::command::{Attach, Command, Install, Progress, WorkerHandle};
 
 /// Ticks that may be incomplete before the next one with rows is minted.
 const TICKS_IN_FLIGHT: usize = 4;
@@ -113,6 +113,8 @@ struct SourceRun {
     ingest: Option<Ingest>,
     state: SourceState,
     wanted: BTreeSet<usize>,
+    /// A dataflow reads it, and be it without any column.
+    read: bool,
     last_rows: BTreeMap<String, Instant>,
     turn: usize,
     status: Arc<SourceStatus>,
@@ -335,6 +337,7 @@ impl Minter {
                     }
                     self.marks.epochs.retain(|s| s != id);
                 }
+                self.parts.dropped(&ids);
                 for worker in &self.workers {
                     worker.send(Command::Drop(Arc::clone(&ids)));
                 }
@@ -352,10 +355,11 @@ impl Minter {
     /// Makes a source known; it is read once a dataflow needs it.
     pub fn add_source(&mut self, item: Arc<SourceItem>, state: Option<SourceState>) {
         let status = self.shared.source_status(item.id);
-        let wanted = state
+        let wanted: BTreeSet<usize> = state
             .as_ref()
             .map(|s| s.wanted.iter().copied().collect())
             .unwrap_or_default();
+        let read = state.as_ref().is_some_and(|s| s.read) || !wanted.is_empty();
         let mut state = state.unwrap_or(SourceState {
             watermark: NO_WATERMARK,
             ..SourceState::default()
@@ -369,6 +373,7 @@ impl Minter {
             ingest: None,
             state,
             wanted,
+            read,
             last_rows: BTreeMap::new(),
             turn: 0,
             status,
@@ -436,13 +441,15 @@ impl Minter {
     }
 
     /// Attaches a restored dataflow, before anything runs.
-    pub fn attach_restored(
-        &mut self,
-        dataflow: RelationId,
-        is_sink: bool,
-        fingerprint: u64,
-        progress: Arc<Progress>,
-    ) {
+    pub fn attach_restored(&mut self, install: &Install, is_sink: bool, fingerprint: u64) {
+        let dataflow = install.id;
+        let progress = Arc::clone(&install.progress);
+        // Checkpoints of older servers do not say that a source is read without any column.
+        for source in install.inputs.keys() {
+            if let Some(run) = self.sources.get_mut(source) {
+                run.read = true;
+            }
+        }
         self.attached.insert(
             dataflow,
             Attachment {
@@ -681,7 +688,7 @@ impl Minter {
     ) -> Result<BTreeMap<RelationId, Replay>> {
         let mut open = BTreeMap::new();
         for (id, run) in &mut self.sources {
-            if run.wanted.is_empty() || run.state.ended {
+            if !run.read || run.state.ended {
                 continue;
             }
             let moves: Vec<&SourceBinding> =
@@ -733,6 +740,7 @@ impl SourceRun {
     fn snapshot(&self) -> SourceState {
         SourceState {
             wanted: self.wanted.iter().copied().collect(),
+            read: self.read,
             ..self.state.clone()
         }
     }
@@ -770,12 +778,12 @@ impl SourceRun {
     /// Reads these columns from the next tick on. Growing means reading again from what is bound:
     /// what was read ahead lacks the new columns.
     fn need(&mut self, columns: &BTreeSet<usize>, signal: &Arc<Signal>) -> Result<()> {
-        let grown =
-            !columns.is_subset(&self.wanted) || (self.wanted.is_empty() && self.ingest.is_none());
+        let grown = !columns.is_subset(&self.wanted) || !self.read;
         if !grown && (self.ingest.is_some() || self.state.ended) {
             return Ok(());
         }
         self.wanted.extend(columns);
+        self.read = true;
         if self.state.ended {
             return Ok(());
         }

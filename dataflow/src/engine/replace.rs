@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::backfill::was_asked_for;
 use super::hydrate::Hydration;
 use super::install::{late_schema, wanted};
 use super::minter::Request;
@@ -54,7 +55,11 @@ impl Engine {
         let hydration = match hydrated {
             Ok(hydration) => hydration,
             Err(e) => {
-                tracing::error!(view = %item.name, error = %e, "not replaced, the old one goes on");
+                if was_asked_for(&e) {
+                    tracing::info!(view = %item.name, "{e}, the old one goes on");
+                } else {
+                    tracing::error!(view = %item.name, error = %e, "not replaced, the old one goes on");
+                }
                 lock(&self.inner.backfills).remove(&item.id);
                 let _ = self.ask(Request::Drop([item.dataflow].into()));
                 return Err(stays(e));

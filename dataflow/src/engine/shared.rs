@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::backfill::BackfillStatus;
 use crate::checkpoint::StageId;
@@ -56,6 +56,8 @@ pub struct Shared {
     pub checkpoint_soon: tokio::sync::Notify,
     /// Why the last checkpoint failed, until one succeeds.
     pub checkpoint_trouble: Mutex<Option<Error>>,
+    /// Since when a checkpoint is being taken.
+    pub checkpoint_began: Mutex<Option<Instant>>,
 }
 
 /// See [`Shared::settings`].

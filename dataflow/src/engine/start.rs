@@ -144,6 +144,20 @@ async fn find(store: &CheckpointStore, meta: &dyn Meta, incarnation: u64) -> Res
             kept,
             next_id,
         }),
+        None if damage
+            .as_ref()
+            .is_none_or(|e| e.kind == ErrorKind::NotFound) =>
+        {
+            let error = Error::new(
+                ErrorKind::Corrupt,
+                format!("checkpoint {newest} is not where checkpoints are kept"),
+            )
+            .hint("was --checkpoints changed, or its directory moved? Say where it is now; otherwise restore the data directory, with its checkpoints, from one copy");
+            Err(match damage {
+                Some(e) => error.detail(e.detail.unwrap_or(e.message)),
+                None => error,
+            })
+        }
         // Never start from nothing when there was something.
         None => Err(damage.unwrap_or_else(|| {
             Error::new(
@@ -484,12 +498,7 @@ impl Engine {
         for worker in &minter.workers {
             worker.send(Command::Install(Arc::clone(&install)));
         }
-        minter.attach_restored(
-            item.dataflow,
-            false,
-            item.plan.fingerprint,
-            Arc::clone(&progress),
-        );
+        minter.attach_restored(&install, false, item.plan.fingerprint);
         let ready = watch::channel(true).1;
         lock(&self.inner.items).insert(
             item.id,
@@ -552,7 +561,7 @@ impl Engine {
         for worker in &minter.workers {
             worker.send(Command::Install(Arc::clone(&install)));
         }
-        minter.attach_restored(item.id, true, 0, Arc::clone(&progress));
+        minter.attach_restored(&install, true, 0);
         lock(&self.inner.items).insert(
             item.id,
             Running::Sink {

@@ -1,6 +1,7 @@
 //! The engine as a whole, with a source of integers and sinks in memory: attach, read, sinks, restart.
 
 mod processes;
+mod restart;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

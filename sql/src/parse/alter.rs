@@ -69,7 +69,9 @@ fn data_plane(cursor: &mut Cursor<'_>) -> Result<Statement> {
     };
     cursor.take(&Token::Eq);
     let position = cursor.position();
-    match usize::try_from(cursor.number()?) {
+    let hint = format!("such as ALTER DATA PLANE SET {} 2", what.to_uppercase());
+    let number = cursor.number().map_err(|e| e.hint(hint.clone()))?;
+    match usize::try_from(number) {
         Ok(count) if (1..=most).contains(&count) => Ok(match processes {
             true => Statement::SetProcesses(count),
             false => Statement::SetWorkers(count),
@@ -77,7 +79,8 @@ fn data_plane(cursor: &mut Cursor<'_>) -> Result<Statement> {
         _ => Err(
             Error::invalid(format!("{what} must be between 1 and {most}"))
                 .code("22023")
-                .position(position),
+                .position(position)
+                .hint(hint),
         ),
     }
 }
@@ -116,7 +119,9 @@ fn settings(cursor: &mut Cursor<'_>) -> Result<Options> {
     let position = cursor.position();
     let options = cursor.options()?;
     if options.is_empty() {
-        return Err(syntax("SET needs at least one option").position(position));
+        return Err(syntax("SET needs at least one option")
+            .position(position)
+            .hint("such as SET (commit_interval = '5s')"));
     }
     Ok(options)
 }
@@ -236,6 +241,16 @@ mod tests {
             Some("did you mean PAUSE?")
         );
         assert_eq!(error("ALTER SINK s SET ()").code, "42601");
+        for text in [
+            "ALTER SYSTEM SET ()",
+            "ALTER SYSTEM SET (a = 1, a = 2)",
+            "ALTER DATA PLANE SET WORKERS 0",
+            "ALTER DATA PLANE SET WORKERS -3",
+            "ALTER DATA PLANE SET WORKERS 1.5",
+            "ALTER DATA PLANE SET PROCESSES 65",
+        ] {
+            assert!(error(text).hint.is_some(), "{text}");
+        }
         assert_eq!(error("ALTER SINK s PAUSE now").code, "42601");
         let view = error("ALTER VIEW v PAUSE");
         assert!(view.hint.is_some_and(|h| h.contains("MATERIALIZED")));

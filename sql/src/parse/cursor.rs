@@ -296,7 +296,9 @@ impl<'a> Cursor<'a> {
             self.expect(&Token::Eq)?;
             let value = self.option_value()?;
             if options.insert(key.clone(), value).is_some() {
-                return Err(syntax(format!("option \"{key}\" is given twice")).position(position));
+                return Err(syntax(format!("option \"{key}\" is given twice"))
+                    .position(position)
+                    .hint("leave one of them out"));
             }
             if !self.take(&Token::Comma) {
                 break;

@@ -137,3 +137,22 @@ fn checkpoints_may_be_kept_elsewhere() {
     assert_eq!(server.try_start(&[]).expect_err("refused").code(), Some(2));
     assert!(server.log_text().contains("s3://bucket/path"));
 }
+
+#[test]
+fn a_full_disk_under_statements_costs_nothing_later() {
+    let mut server = Server::prepare(FLAGS);
+    let Some(mut disk) = SmallDisk::over(&server.data_dir(), 24) else {
+        return;
+    };
+    server.start_again(&[]);
+    disk.fill();
+    let text = "x".repeat(300_000);
+    let view = |n: usize| server.sql(&format!("CREATE VIEW v{n} AS SELECT '{text}' AS x"));
+    let refused = (0..8).filter(|n| view(*n)["error"]["code"] == json!("53100"));
+    assert!(refused.count() > 0);
+    disk.free();
+    for n in 10..18 {
+        assert!(view(n)["error"].is_null(), "{}", view(n)["error"]);
+    }
+    server.terminate();
+}

@@ -40,24 +40,21 @@ pub(super) async fn run(
             Some(message) = messages.recv() => message,
             else => return,
         };
-        let Some(checkpoint) = Gathered::add(&mut open, message) else {
-            continue;
-        };
-        if !open
-            .get(&checkpoint)
-            .is_some_and(|g| g.complete(workers.len()))
-        {
-            continue;
-        }
-        let parts = open.remove(&checkpoint).unwrap_or_default().parts;
-        let result = write_all(&store, &held, workers.clone(), parts, checkpoint).await;
-        let part = match result {
-            Ok((part, after)) => {
-                written.insert(checkpoint, after);
-                Ok(part)
+        for checkpoint in Gathered::add(&mut open, message) {
+            let complete = |g: &Gathered| g.complete(workers.len());
+            if !open.get(&checkpoint).is_some_and(complete) {
+                continue;
             }
-            Err(e) => Err(e.into()),
-        };
-        outbox.send(Up::Part { checkpoint, part });
+            let parts = open.remove(&checkpoint).unwrap_or_default().into_parts();
+            let result = write_all(&store, &held, workers.clone(), parts, checkpoint).await;
+            let part = match result {
+                Ok((part, after)) => {
+                    written.insert(checkpoint, after);
+                    Ok(part)
+                }
+                Err(e) => Err(e.into()),
+            };
+            outbox.send(Up::Part { checkpoint, part });
+        }
     }
 }
