@@ -38,8 +38,8 @@ use datafusion::prelude::SessionConfig;
 
 use crate::catalog::OPTIONS;
 use crate::checked::{Checked, short_circuit};
-use crate::functions::functions;
 use crate::error::carry;
+use crate::functions::functions;
 use crate::sets::NumberCopies;
 use definite_filters::DefiniteFilters;
 use push_filters::PushFilters;

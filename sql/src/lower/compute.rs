@@ -9,8 +9,8 @@ use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::common::{Column as Name, DFSchema};
 use datafusion::logical_expr::expr::{AggregateFunction, Sort, WindowFunction};
 use datafusion::logical_expr::{
-    Aggregate, Expr, Extension, FetchType, Limit, LogicalPlan, SkipType, UserDefinedLogicalNodeCore,
-    Window,
+    Aggregate, Expr, Extension, FetchType, Limit, LogicalPlan, SkipType,
+    UserDefinedLogicalNodeCore, Window,
 };
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::Column;
@@ -488,7 +488,11 @@ impl Lowering<'_> {
     }
 
     /// Events of columns whose rows are computed in partitions that `key` closes.
-    fn promised(&self, events: &[Option<Event>], key: Option<(Event, usize)>) -> Vec<Option<Event>> {
+    fn promised(
+        &self,
+        events: &[Option<Event>],
+        key: Option<(Event, usize)>,
+    ) -> Vec<Option<Event>> {
         let lateness = self.rules.allowed_lateness_us;
         match (self.rules.emit, key) {
             (_, None) => vec![None; events.len()],

