@@ -87,7 +87,7 @@ mod tests {
         let text =
             "cannot parse file:///var/lib/m/warehouse/ns/t/metadata/v1.json: (/a/b.avro) and/or x";
         let e = iceberg::Error::new(iceberg::ErrorKind::DataInvalid, text);
-        let error = super::iceberg("read a manifest", e);
+        let error = iceberg("read a manifest", e);
         assert_eq!(error.kind, ErrorKind::Corrupt);
         assert!(error.hint.is_some());
         let detail = error.detail.expect("a detail");
@@ -98,9 +98,6 @@ mod tests {
         );
         let text = "cannot read: No such file or directory (os error 2)";
         let e = iceberg::Error::new(iceberg::ErrorKind::Unexpected, text);
-        assert_eq!(
-            super::iceberg("read a manifest", e).kind,
-            ErrorKind::Corrupt
-        );
+        assert_eq!(iceberg("read a manifest", e).kind, ErrorKind::Corrupt);
     }
 }
