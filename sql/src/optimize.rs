@@ -12,7 +12,7 @@ mod subqueries;
 mod types;
 mod values;
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use datafusion::common::Result as DfResult;
 use datafusion::execution::{SessionState, SessionStateBuilder};
@@ -98,17 +98,18 @@ fn common_rules(join_not_in: bool) -> Rules {
     ]
 }
 
-/// What the rules for views look up: options and functions. It has no time, so `now()` stays.
-static RULES_CONTEXT: LazyLock<SessionState> = LazyLock::new(|| {
+/// What the rules for views look up: options and functions. It has no time, so `now()` stays, and it
+/// is new for each statement, so that generated names, and with them fingerprints, are always the same.
+fn rules_context() -> SessionState {
     SessionStateBuilder::new()
         .with_config(SessionConfig::from(OPTIONS.clone()))
         .with_aggregate_functions(functions().aggregate.values().cloned().collect())
         .build()
-});
+}
 
 /// Optimizes the plan of a view.
 pub(crate) fn optimize_view(plan: LogicalPlan) -> DfResult<LogicalPlan> {
-    let plan = Optimizer::with_rules(view_rules()).optimize(plan, &*RULES_CONTEXT, |_, _| {})?;
+    let plan = Optimizer::with_rules(view_rules()).optimize(plan, &rules_context(), |_, _| {})?;
     check_joined(&plan).map_err(carry)?;
     bound_constants(&plan)?;
     short_circuit(plan)

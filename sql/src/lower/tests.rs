@@ -220,3 +220,12 @@ fn an_aggregate_reads_its_window_directly() {
         .expect("max reads a column");
     assert_eq!(below.field(top).name(), "price");
 }
+
+#[test]
+fn a_statement_has_the_same_fingerprint_every_time() {
+    let ask = "CREATE MATERIALIZED VIEW v AS SELECT auction FROM bids b \
+               WHERE bidder NOT IN (SELECT k FROM changes) \
+               AND price > (SELECT avg(price) FROM bids c WHERE c.auction = b.auction)";
+    let first = lowered(ask).expect("a plan").plan.fingerprint;
+    assert_eq!(lowered(ask).expect("a plan").plan.fingerprint, first);
+}
