@@ -196,10 +196,22 @@ impl Lowering<'_> {
         let input = self.build(&aggregate.input)?;
         let scope = aggregate.input.schema();
         let mut wide = Wide::new(scope);
-        let keys = aggregate.group_expr.iter().map(|e| wide.index(e));
-        let keys = keys.collect::<Result<Vec<usize>>>()?;
-        let groups = aggregate.group_expr.iter().map(|e| wide.name(e));
-        let groups = groups.collect::<Result<Vec<Expr>>>()?;
+        // Two expressions may be the same column once they are simplified.
+        let mut keys: Vec<usize> = Vec::new();
+        let mut groups: Vec<Expr> = Vec::new();
+        let mut places = Vec::with_capacity(aggregate.group_expr.len());
+        for expr in &aggregate.group_expr {
+            let key = wide.index(expr)?;
+            let place = match keys.iter().position(|have| *have == key) {
+                Some(place) => place,
+                None => {
+                    groups.push(wide.name(expr)?);
+                    keys.push(key);
+                    keys.len() - 1
+                }
+            };
+            places.push(place);
+        }
         let mut order = Vec::new();
         let mut calls = Vec::with_capacity(aggregate.aggr_expr.len());
         for expr in &aggregate.aggr_expr {
@@ -213,7 +225,10 @@ impl Lowering<'_> {
                 order = wide.order(&params.order_by)?;
             }
             params.order_by = wide.names(&params.order_by)?;
-            calls.push(Expr::AggregateFunction(AggregateFunction { func, params }));
+            // A condition that is null is not met; not every accumulator knows.
+            params.filter = params.filter.map(|filter| Box::new(Expr::IsTrue(filter)));
+            let call = Expr::AggregateFunction(AggregateFunction { func, params });
+            calls.push(call.alias(format!("$call{}", calls.len())));
         }
         let leaf = wide.slot(&keys, &order)?;
         let plan = Aggregate::try_new(Arc::new(leaf), groups, calls).map_err(|e| planning(e).0)?;
@@ -236,8 +251,9 @@ impl Lowering<'_> {
         };
         let stream = self.recompute(input, &wide, over, events)?;
         let schema = arrow_schema(&aggregate.schema);
-        let width = schema.fields().len();
-        Ok(self.pick(stream, 0..width, schema))
+        let shown = places.into_iter();
+        let shown = shown.chain(keys.len()..keys.len() + count);
+        Ok(self.pick(stream, shown, schema))
     }
 
     /// The first rows in an order.

@@ -298,7 +298,8 @@ impl Lowering<'_> {
     /// Some columns of a stream.
     fn cut(&mut self, stream: Stream, kept: &[usize]) -> Result<Stream> {
         let schema = Arc::clone(&self.nodes[stream.node].schema);
-        if kept.len() == schema.fields().len() && kept.is_sorted() {
+        let all = kept.len() == schema.fields().len();
+        if all && kept.iter().enumerate().all(|(at, column)| at == *column) {
             return Ok(stream);
         }
         let exprs = kept.iter().map(|i| column(&schema, *i)).collect();

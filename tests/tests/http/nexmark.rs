@@ -7,9 +7,18 @@ const EVENTS: u64 = 20_000;
 
 /// Of q13 the side input, of q12 processing time are missing; q10's files are a sink.
 const QUERIES: &[(&str, &str)] = &[
-    ("q0", "SELECT auction, bidder, price, date_time, extra FROM bid"),
-    ("q1", "SELECT auction, bidder, 0.908 * price AS price, date_time FROM bid"),
-    ("q2", "SELECT auction, price FROM bid WHERE auction % 123 = 0"),
+    (
+        "q0",
+        "SELECT auction, bidder, price, date_time, extra FROM bid",
+    ),
+    (
+        "q1",
+        "SELECT auction, bidder, 0.908 * price AS price, date_time FROM bid",
+    ),
+    (
+        "q2",
+        "SELECT auction, price FROM bid WHERE auction % 123 = 0",
+    ),
     (
         "q3",
         "SELECT p.name, p.city, p.state, a.id FROM auction a JOIN person p ON a.seller = p.id \
