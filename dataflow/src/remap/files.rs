@@ -51,14 +51,36 @@ pub(super) fn segments(dir: &Path) -> io::Result<Vec<SegmentId>> {
     Ok(found)
 }
 
+/// Removes a segment; one that is gone was removed by an older owner that does not know its end yet.
+fn remove(dir: &Path, segment: SegmentId) -> io::Result<()> {
+    match fs::remove_file(segment_path(dir, segment)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// The segments of incarnations below `before` with their bytes. One that goes between the listing
+/// and its reading was forgotten by an older owner that still runs, for a checkpoint covers it: the
+/// listing is taken again. It ends, for that owner is shut out and begins no further segment.
+fn contents(dir: &Path, before: u64) -> io::Result<Vec<(SegmentId, Vec<u8>)>> {
+    'listing: loop {
+        let mut found = Vec::new();
+        for segment in segments(dir)? {
+            if segment.incarnation < before {
+                match fs::read(segment_path(dir, segment)) {
+                    Ok(bytes) => found.push((segment, bytes)),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => continue 'listing,
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        return Ok(found);
+    }
+}
+
 /// All bindings above `after` that count, in order, of incarnations below `before`.
 pub(super) fn read(dir: &Path, before: u64, after: Tick) -> Result<Vec<Binding>> {
-    let mut found = Vec::new();
-    for segment in segments(dir)? {
-        if segment.incarnation < before {
-            found.push((segment, fs::read(segment_path(dir, segment))?));
-        }
-    }
+    let found = contents(dir, before)?;
     replay(found, after, Rules::ALL).map_err(|(segment, damage)| {
         let path = segment_path(dir, segment);
         match damage {
@@ -181,7 +203,7 @@ fn fenced(by: u64) -> Error {
 fn clear(dir: &Path, incarnation: u64) -> Result<()> {
     for segment in segments(dir)? {
         if segment.incarnation < incarnation {
-            fs::remove_file(segment_path(dir, segment))?;
+            remove(dir, segment)?;
         }
     }
     Ok(())
@@ -288,7 +310,7 @@ impl Disk {
             Effect::Sync(segment) => self.open(*segment)?.sync_data()?,
             Effect::CutBack { segment, length } => self.open(*segment)?.set_len(*length)?,
             Effect::List => return Ok(Some(Event::Listed(segments(&self.dir)?))),
-            Effect::Remove(segment) => fs::remove_file(segment_path(&self.dir, *segment))?,
+            Effect::Remove(segment) => remove(&self.dir, *segment)?,
             // Not for a disk.
             _ => return Ok(None),
         }

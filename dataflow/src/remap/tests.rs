@@ -206,3 +206,31 @@ fn old_segments_go() {
     let found = segments(dir.path()).expect("list").into_iter();
     assert_eq!(found.map(|s| s.first).collect::<Vec<_>>(), [3]);
 }
+
+/// An owner that was shut out may still forget segments that a checkpoint covers while its successor
+/// reads them.
+#[test]
+fn a_segment_may_go_while_it_is_read() {
+    let dir = tempfile::tempdir().expect("dir");
+    let log = open(dir.path(), 0, 1);
+    log.append(&binding(1));
+    wait_durable(&log, 1);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut first = 1_000;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                first += 1;
+                let incarnation = 1;
+                let path = segment_path(dir.path(), SegmentId { incarnation, first });
+                fs::write(&path, []).expect("write");
+                fs::remove_file(&path).expect("removes");
+            }
+        });
+        let outcomes: Vec<_> = (0..500).map(|_| read_all(dir.path(), 0)).collect();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        for outcome in outcomes {
+            assert_eq!(outcome.expect("reads"), [binding(1)]);
+        }
+    });
+}
