@@ -130,7 +130,12 @@ fn create(server: &Server, topic: &Topic) {
          CREATE MATERIALIZED VIEW joined AS
            SELECT p.key, p.n, q.last FROM (SELECT key, count(*) AS n FROM ledger GROUP BY key) p
            JOIN newest q ON p.key = q.key;
-         CREATE SINK joined_out FROM joined INTO lake.crash.joined WITH (changelog = 'op');",
+         CREATE SINK joined_out FROM joined INTO lake.crash.joined WITH (changelog = 'op');
+         CREATE MATERIALIZED VIEW placed AS
+           SELECT key, last, row_number() OVER (ORDER BY last DESC) AS place FROM newest;
+         CREATE MATERIALIZED VIEW chained AS
+           SELECT a.key, a.place, b.last AS before FROM placed a LEFT JOIN placed b ON b.place = a.place + 1;
+         CREATE SINK chained_out FROM chained INTO lake.crash.chained WITH (changelog = 'op');",
         topic.broker, topic.name
     ));
 }
@@ -145,6 +150,17 @@ fn expected_joined(count: u64) -> Vec<Value> {
     keys.insert(-1, (2, count + 1));
     keys.into_iter()
         .map(|(key, (n, last))| json!([key, n, last]))
+        .collect()
+}
+
+/// What `chained` must hold at the end: the keys by their last record, each with the one before it.
+fn expected_chained(count: u64) -> Vec<Value> {
+    let mut keys: BTreeMap<i64, u64> = (0..count).map(|id| (record(id).0 as i64, id)).collect();
+    keys.insert(-1, count + 1);
+    let mut places: Vec<(u64, i64)> = keys.into_iter().map(|(key, last)| (last, key)).collect();
+    places.sort_unstable_by(|a, b| b.cmp(a));
+    (0..places.len())
+        .map(|i| json!([places[i].1, i + 1, places.get(i + 1).map(|before| before.0)]))
         .collect()
 }
 
@@ -305,7 +321,7 @@ fn kafka_to_iceberg_exactly_once_through_kills() {
     server.caught_up(&[Fed::Records("ledger", total + 2)], LIMIT);
     let frontier = server.one("sources", "ledger").expect("listed")["frontier"].as_u64();
     let frontier = frontier.expect("a tick");
-    for sink in ["raw", "totals_out", "joined_out"] {
+    for sink in ["raw", "totals_out", "joined_out", "chained_out"] {
         server.committed(sink, frontier, LIMIT);
     }
     assert_eq!(
@@ -339,10 +355,18 @@ fn kafka_to_iceberg_exactly_once_through_kills() {
         "{}",
         ledger(&python, &dir, &["equal", "crash.totals", &path])
     );
-    let path = server.scratch().join("joined.json");
-    std::fs::write(&path, json!(expected_joined(total)).to_string()).expect("written");
-    let path = path.to_string_lossy().into_owned();
-    println!("{}", ledger(&python, &dir, &["net", "crash.joined", &path]));
+    for (table, expected) in [
+        ("joined", expected_joined(total)),
+        ("chained", expected_chained(total)),
+    ] {
+        let path = server.scratch().join(format!("{table}.json"));
+        std::fs::write(&path, json!(expected).to_string()).expect("written");
+        let (table, path) = (
+            format!("crash.{table}"),
+            path.to_string_lossy().into_owned(),
+        );
+        println!("{}", ledger(&python, &dir, &["net", &table, &path]));
+    }
     println!("{:.1?} done", started.elapsed());
     drop(topic);
 }
