@@ -295,7 +295,7 @@ impl Lowering<'_> {
     }
 
     /// As [`Self::project_physical`], and never fused into a node that others read too.
-    fn project_physical_apart(
+    fn project_apart(
         &mut self,
         input: Stream,
         exprs: Vec<Arc<dyn PhysicalExpr>>,

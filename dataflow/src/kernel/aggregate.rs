@@ -13,7 +13,7 @@
 //!   [`AggregateState::finish`] with the tick's watermark.
 //! * With a close rule there is one table per value of the close key; it is dropped whole when
 //!   `watermark >= value + delay + allowed lateness`. Under EMIT CHANGES nothing is said of it, so there
-//!   one table serves all values of a second ([`GRAIN_US`]) and goes with the last of them.
+//!   one table serves all values of a second and goes with the last of them.
 //! * A delta of changes has retractions first; closed groups come by close time, then by key group and hash.
 
 mod groups;
@@ -26,6 +26,7 @@ use arrow::compute::interleave;
 use arrow::datatypes::{DataType, SchemaRef, TimeUnit};
 
 use super::accumulator::{Kind, Layout, output, rows_in, words};
+use super::late;
 use super::map::build;
 use super::order::{Order, Placed, Time};
 use super::{OUTPUT_ROWS, RowErrors, TickOutput, WARM_ROWS, nullable};
@@ -36,10 +37,6 @@ use crate::plan::{AggregateCall, CloseRule, Emit, TimeWindow};
 use crate::state::{Part, PartData, Stateful, StoredPart};
 use crate::time::Watermark;
 use groups::Groups;
-
-/// Values of the close key that share a table under EMIT CHANGES. A raw event time as key would
-/// otherwise make a table of hardly any rows per microsecond.
-const GRAIN_US: i64 = 1_000_000;
 
 /// What an aggregation is. Keys and calls are over the columns of `input`.
 #[derive(Debug, Clone)]
@@ -170,7 +167,7 @@ impl AggregateState {
         let rows = sources.iter().enumerate().flat_map(|(number, source)| {
             let rows = source.hashes.iter().enumerate();
             rows.map(move |(row, hash)| {
-                let at = grain(emit, source.time(row));
+                let at = late::table_of(emit, source.time(row));
                 (at, *hash, number as u32, row as u32)
             })
         });
@@ -231,10 +228,7 @@ impl AggregateState {
         let rule = self.spec.close?;
         let (value, _) = self.buckets.range(Some(i64::MIN)..).next()?;
         let value = *value;
-        let mut past = rule.delay_us.saturating_add(self.spec.allowed_lateness_us);
-        if self.spec.emit == Emit::Changes {
-            past = past.saturating_add(GRAIN_US - 1);
-        }
+        let past = late::closes_after(rule, self.spec.allowed_lateness_us, self.spec.emit);
         if watermark < value?.saturating_add(past) {
             return None;
         }
@@ -456,14 +450,6 @@ impl<'a> Source<'a> {
     }
 }
 
-/// The table in which groups of this value of the close key are.
-fn grain(emit: Emit, at: Time) -> Time {
-    match emit {
-        Emit::Changes => at.map(|at| at.saturating_sub(at.rem_euclid(GRAIN_US))),
-        Emit::OnClose => at,
-    }
-}
-
 fn bucket<'a>(
     buckets: &'a mut BTreeMap<Time, Groups>,
     at: Time,
@@ -563,7 +549,7 @@ impl Stateful for AggregateState {
                 "open" => None,
                 at => Some(at.parse().map_err(|_| strange())?),
             };
-            let at = grain(self.spec.emit, at);
+            let at = late::table_of(self.spec.emit, at);
             let groups = bucket(&mut self.buckets, at, (self.spec.emit, 0), &self.layout);
             groups
                 .state_mut(kind)

@@ -1,11 +1,33 @@
-//! Rows that come after the watermark has closed their group.
+//! When groups close, in which table they are until then, and which rows come too late for them.
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray};
 use arrow::buffer::BooleanBuffer;
 use arrow::datatypes::TimestampMicrosecondType;
 
-use crate::plan::CloseRule;
+use super::order::Time;
+use crate::plan::{CloseRule, Emit};
 use crate::time::{END_OF_TIME, NO_WATERMARK, Watermark};
+
+/// Values of the close key that share a table under EMIT CHANGES, where nothing is said of a group that
+/// closes. A raw event time as key would otherwise make a table of hardly any rows per microsecond.
+const GRAIN_US: i64 = 1_000_000;
+
+/// The table in which groups of this value of the close key are.
+pub(crate) fn table_of(emit: Emit, at: Time) -> Time {
+    match emit {
+        Emit::Changes => at.map(|at| at.saturating_sub(at.rem_euclid(GRAIN_US))),
+        Emit::OnClose => at,
+    }
+}
+
+/// How far behind the value that names it a table is closed: with the last group it may hold.
+pub(crate) fn closes_after(rule: CloseRule, lateness_us: i64, emit: Emit) -> i64 {
+    let past = rule.delay_us.saturating_add(lateness_us);
+    match emit {
+        Emit::Changes => past.saturating_add(GRAIN_US - 1),
+        Emit::OnClose => past,
+    }
+}
 
 /// Values of the close key below this one are closed.
 pub(crate) fn open_from(rule: Option<CloseRule>, lateness_us: i64, watermark: Watermark) -> i64 {

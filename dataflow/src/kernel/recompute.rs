@@ -23,10 +23,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, UInt32Array};
-use arrow::compute::{SortOptions, concat_batches, take};
+use arrow::compute::{SortOptions, concat_batches, take, take_record_batch};
 use arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
 use arrow::row::{RowConverter, SortField};
 
+use super::late;
 use super::map::build;
 use super::order::Time;
 use super::{OUTPUT_ROWS, RowErrors, TickOutput, coalesce, nullable, row_error};
@@ -38,9 +39,6 @@ use crate::state::{KeyedState, Part, PartData, Stateful, StoredPart};
 use crate::time::Watermark;
 
 pub use run::Runner;
-
-/// Values of the close key that share a table under EMIT CHANGES, as in aggregates.
-const GRAIN_US: i64 = 1_000_000;
 
 /// What is computed. See the module.
 #[derive(Debug, Clone)]
@@ -242,6 +240,7 @@ impl RecomputeState {
         let mut encoded = Vec::with_capacity(deltas.len());
         let mut contents = Vec::with_capacity(deltas.len());
         let mut all = Vec::new();
+        let emit = self.spec.emit;
         for (side, deltas) in deltas.iter().enumerate() {
             let (mut keys, mut rows) = (Vec::new(), Vec::new());
             for (number, delta) in deltas.iter().enumerate() {
@@ -253,9 +252,12 @@ impl RecomputeState {
                 });
                 all.extend(hashes.iter().enumerate().map(|(row, hash)| {
                     News {
-                        time: times
-                            .filter(|times| times.is_valid(row))
-                            .map(|times| self.grain(times.value(row))),
+                        time: late::table_of(
+                            emit,
+                            times
+                                .filter(|times| times.is_valid(row))
+                                .map(|times| times.value(row)),
+                        ),
                         hash: *hash,
                         side,
                         delta: number,
@@ -352,13 +354,6 @@ impl RecomputeState {
         counts.sum()
     }
 
-    fn grain(&self, at: i64) -> i64 {
-        match self.spec.emit {
-            Emit::Changes => at.saturating_sub(at.rem_euclid(GRAIN_US)),
-            Emit::OnClose => at,
-        }
-    }
-
     /// What these partitions show.
     fn compute(&self, places: &[Place<'_>]) -> Result<Computed> {
         let keyless = self.spec.keys.iter().all(Vec::is_empty);
@@ -437,11 +432,10 @@ impl RecomputeState {
         let come = pick(&new, 1);
         for (batch, rows, diff) in [(before, gone, -1), (after, come, 1)] {
             for rows in rows.chunks(OUTPUT_ROWS) {
-                let count = rows.len();
-                let all = Delta::new(batch.clone(), Diffs::from_vec(vec![diff; batch.num_rows()]));
-                let chosen = all.take(&UInt32Array::from(rows.to_vec()));
-                debug_assert_eq!(chosen.len(), count);
-                out.deltas.push(chosen);
+                let taken = take_record_batch(&batch, &UInt32Array::from(rows.to_vec()))
+                    .map_err(|e| Error::internal(e.to_string()))?;
+                let diffs = Diffs::from_vec(vec![diff; rows.len()]);
+                out.deltas.push(Delta::new(taken, diffs));
             }
         }
         Ok(())
@@ -457,10 +451,7 @@ impl RecomputeState {
         let Some(rule) = self.spec.close else {
             return Ok(());
         };
-        let mut past = rule.delay_us.saturating_add(self.spec.allowed_lateness_us);
-        if self.spec.emit == Emit::Changes {
-            past = past.saturating_add(GRAIN_US - 1);
-        }
+        let past = late::closes_after(rule, self.spec.allowed_lateness_us, self.spec.emit);
         loop {
             let first = self.sides.iter().filter_map(|side| {
                 let (time, _) = side.tables.range(Some(i64::MIN)..).next()?;
@@ -552,8 +543,9 @@ impl Stateful for RecomputeState {
             let side = side.parse::<usize>().map_err(|_| strange())?;
             let at = match at {
                 "open" => None,
-                at => Some(self.grain(at.parse().map_err(|_| strange())?)),
+                at => Some(at.parse().map_err(|_| strange())?),
             };
+            let at = late::table_of(self.spec.emit, at);
             let side = self.sides.get_mut(side).ok_or_else(strange)?;
             let table = side.tables.entry(at).or_insert_with(KeyedState::chained);
             table.restore_part(part, &owned)?;
@@ -588,3 +580,6 @@ impl RecomputeState {
         self.sides.iter().flat_map(|side| side.tables.values())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::UInt32Array;
+use arrow::array::{RecordBatch, UInt32Array};
 use arrow::datatypes::SchemaRef;
 
 use super::Build;
@@ -13,7 +13,7 @@ use crate::delta::exchange::Route;
 use crate::delta::{Delta, Diffs};
 use crate::kernel::late;
 use crate::kernel::recompute::{RecomputeSpec, RecomputeState, Runner};
-use crate::kernel::{RowErrors, nullable, row_error};
+use crate::kernel::{OUTPUT_ROWS, RowErrors, nullable, row_error};
 use crate::operator::map::map;
 use crate::operator::stage::{Logic, Moment, Out};
 use crate::plan::{Computation, NodeId, Op, Plan, RelationId};
@@ -144,6 +144,9 @@ impl Logic for RecomputeLogic {
     }
 }
 
+/// Rows that are computed at a time before it is known how many each becomes.
+const FIRST_SLICE: usize = 64;
+
 /// Rows that become any number of rows, each by itself.
 pub fn expand<'s>(
     build: &mut Build<'_, 's>,
@@ -152,25 +155,37 @@ pub fn expand<'s>(
     stream: Deltas<'s>,
 ) -> Deltas<'s> {
     let runner = Runner::new(Arc::clone(compute), nullable(output));
+    // Rows that are computed at a time, so many that they give about as many as an output may have.
+    let mut slice = FIRST_SLICE;
     let each = move |_tick, delta: Delta, outs: &mut [Out]| {
         let mut errors = RowErrors::default();
         for delta in by_diff(delta) {
             let diff = delta.diffs.get(0);
-            let whole = runner.run(std::slice::from_ref(&delta.batch));
-            match whole {
-                Ok(batches) => outs[0].extend(signed(batches, diff)),
-                // One of the rows fails: each by itself.
-                Err(_) => {
-                    for row in 0..delta.len() {
-                        match runner.run(&[delta.batch.slice(row, 1)]) {
-                            Ok(batches) => outs[0].extend(signed(batches, diff)),
-                            Err(e) => {
-                                let (code, message) = row_error(&e);
-                                errors.push(code, message, diff);
+            let mut from = 0;
+            while from < delta.len() {
+                let count = slice.min(delta.len() - from);
+                let mut given = 0;
+                let mut show = |batches: Vec<RecordBatch>| {
+                    given += batches.iter().map(RecordBatch::num_rows).sum::<usize>();
+                    outs[0].extend(signed(batches, diff));
+                };
+                match runner.run(&[delta.batch.slice(from, count)]) {
+                    Ok(batches) => show(batches),
+                    // One of the rows fails: each by itself.
+                    Err(_) => {
+                        for row in from..from + count {
+                            match runner.run(&[delta.batch.slice(row, 1)]) {
+                                Ok(batches) => show(batches),
+                                Err(e) => {
+                                    let (code, message) = row_error(&e);
+                                    errors.push(code, message, diff);
+                                }
                             }
                         }
                     }
                 }
+                from += count;
+                slice = (count * OUTPUT_ROWS / given.max(1)).clamp(1, OUTPUT_ROWS);
             }
         }
         outs[1].extend(errors.finish());
@@ -196,9 +211,14 @@ fn by_diff(delta: Delta) -> Vec<Delta> {
         .collect()
 }
 
-fn signed(batches: Vec<arrow::array::RecordBatch>, diff: i64) -> impl Iterator<Item = Delta> {
-    batches.into_iter().map(move |batch| {
+/// As deltas of a bounded number of rows.
+fn signed(batches: Vec<RecordBatch>, diff: i64) -> impl Iterator<Item = Delta> {
+    batches.into_iter().flat_map(move |batch| {
         let rows = batch.num_rows();
-        Delta::new(batch, Diffs::from_vec(vec![diff; rows]))
+        (0..rows).step_by(OUTPUT_ROWS).map(move |from| {
+            let count = OUTPUT_ROWS.min(rows - from);
+            let diffs = Diffs::from_vec(vec![diff; count]);
+            Delta::new(batch.slice(from, count), diffs)
+        })
     })
 }

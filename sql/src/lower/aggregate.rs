@@ -17,6 +17,9 @@ use crate::bind::physical_expr;
 use crate::error::planning;
 use crate::functions::{Fold, Total};
 
+/// Grouping sets of one aggregation: each is an operator that reads every row.
+const MOST_SETS: usize = 512;
+
 /// Columns an aggregate needs, each computed once below it.
 struct Columns<'a> {
     scope: &'a DFSchema,
@@ -38,7 +41,7 @@ impl Columns<'_> {
 impl Lowering<'_> {
     pub(super) fn aggregate(&mut self, aggregate: &Aggregate) -> Result<Stream> {
         let sets = match &aggregate.group_expr[..] {
-            [Expr::GroupingSet(set)] => Some(grouping_sets(set)),
+            [Expr::GroupingSet(set)] => Some(grouping_sets(set)?),
             _ => None,
         };
         if !aggregate.aggr_expr.iter().all(has_operator) {
@@ -125,7 +128,7 @@ impl Lowering<'_> {
                 node: input.node,
                 events,
             };
-            streams.push(self.project_physical_apart(one, exprs, Arc::clone(&schema)));
+            streams.push(self.project_apart(one, exprs, Arc::clone(&schema)));
         }
         let stream = self.union(streams, schema)?;
         Ok((stream, (width..width + keys.len() + 1).collect()))
@@ -202,7 +205,7 @@ impl Lowering<'_> {
                 })
                 .collect();
             let wide = Arc::new(Schema::new(fields));
-            streams.push(self.project_physical_apart(grouped, exprs, wide));
+            streams.push(self.project_apart(grouped, exprs, wide));
         }
         let first = Arc::clone(&self.nodes[streams[0].node].schema);
         let all = self.union(streams, first)?;
@@ -383,17 +386,27 @@ fn distinct_argument(calls: &[Call]) -> bool {
 }
 
 /// The expressions of grouping sets, and for each set which of them it has.
-fn grouping_sets(set: &GroupingSet) -> (Vec<Expr>, Vec<Vec<bool>>) {
+type Sets = (Vec<Expr>, Vec<Vec<bool>>);
+
+fn grouping_sets(set: &GroupingSet) -> Result<Sets> {
     let exprs: Vec<Expr> = match set {
         GroupingSet::Rollup(exprs) | GroupingSet::Cube(exprs) => exprs.clone(),
         GroupingSet::GroupingSets(_) => set.distinct_expr().into_iter().cloned().collect(),
     };
     let width = exprs.len();
+    let count = match set {
+        GroupingSet::Rollup(_) => width + 1,
+        GroupingSet::Cube(_) => 1usize.checked_shl(width as u32).unwrap_or(usize::MAX),
+        GroupingSet::GroupingSets(sets) => sets.len(),
+    };
+    if count > MOST_SETS {
+        return Err(refuse::too_many_sets(MOST_SETS));
+    }
     let sets = match set {
         GroupingSet::Rollup(_) => (0..=width)
             .map(|have| (0..width).map(|i| i < have).collect())
             .collect(),
-        GroupingSet::Cube(_) => (0..1usize << width.min(20))
+        GroupingSet::Cube(_) => (0..count)
             .map(|bits| (0..width).map(|i| bits >> i & 1 == 1).collect())
             .collect(),
         GroupingSet::GroupingSets(sets) => sets
@@ -401,7 +414,7 @@ fn grouping_sets(set: &GroupingSet) -> (Vec<Expr>, Vec<Vec<bool>>) {
             .map(|set| exprs.iter().map(|e| set.contains(e)).collect())
             .collect(),
     };
-    (exprs, sets)
+    Ok((exprs, sets))
 }
 
 /// A null of this type.

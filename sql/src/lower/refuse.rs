@@ -71,6 +71,12 @@ pub(super) fn grouping_sets() -> Error {
         .hint("write one view per grouping for other aggregates, and combine them with UNION ALL")
 }
 
+pub(super) fn too_many_sets(most: usize) -> Error {
+    Error::invalid(format!("there are more than {most} grouping sets"))
+        .code("54001")
+        .hint("name the sets that are needed: GROUPING SETS ((a, b), (a), ())")
+}
+
 pub(super) fn aggregate(name: &str) -> Error {
     Error::unsupported(format!(
         "aggregate function {name} cannot be kept up to date yet"
