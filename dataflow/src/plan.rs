@@ -174,6 +174,9 @@ pub enum Op {
         close: Option<CloseRule>,
         emit: Emit,
         allowed_lateness_us: i64,
+        /// Of the single input: the computation depends on so many rows of a partition only, the first
+        /// ones in its order.
+        first: Option<usize>,
     },
     /// Each row to any number of rows, by itself: the computation over a batch of rows.
     Expand {

@@ -11,6 +11,7 @@
 mod names;
 mod output;
 mod postgres;
+mod relations;
 mod source;
 mod subquery;
 mod using;
@@ -38,6 +39,7 @@ use crate::stack::on_big_stack;
 
 pub(crate) use names::shown_schema;
 pub(crate) use output::shape;
+pub(crate) use relations::is_ordered_set;
 pub(crate) use source::{physical_expr, physical_schema as source_schema};
 
 /// A statement whose names and types are settled.

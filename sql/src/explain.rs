@@ -328,6 +328,7 @@ fn operator(text: &mut String, plan: &Plan, node: &Node) {
             close,
             emit,
             allowed_lateness_us,
+            first,
         } => {
             let of = |(input, keys): (&usize, &Vec<usize>)| {
                 let keys: Vec<String> = keys.iter().map(|k| name(*input, *k)).collect();
@@ -335,6 +336,9 @@ fn operator(text: &mut String, plan: &Plan, node: &Node) {
             };
             let parts: Vec<String> = inputs.iter().zip(keys).map(of).collect();
             let _ = write!(text, "recompute {}", parts.join(", "));
+            if let Some(first) = first {
+                let _ = write!(text, ", the first {first}");
+            }
             if let (Some(CloseRule { key, delay_us }), Some(input)) = (close, inputs.first()) {
                 let column = name(*input, keys[0][*key]);
                 let _ = write!(text, ", closes at {}", at(&column, *delay_us));

@@ -11,6 +11,7 @@
 mod aggregate;
 mod compute;
 mod event;
+mod first;
 mod interval;
 mod join;
 mod refuse;
@@ -67,6 +68,7 @@ pub fn lower(guarded: &Guarded) -> Result<Lowered> {
             notices: Vec::new(),
             aggregates: 0,
             sealed: 0,
+            first: None,
         };
         let root = lowering.build(&optimized)?;
         let root = lowering.finish(root, &optimized)?;
@@ -112,6 +114,8 @@ struct Lowering<'a> {
     aggregates: usize,
     /// Nodes before this one may be read by several others: no step is added to them.
     sealed: NodeId,
+    /// Of the partitions of the window functions that come next, only so many rows are wanted.
+    first: Option<usize>,
 }
 
 impl Lowering<'_> {
@@ -129,6 +133,7 @@ impl Lowering<'_> {
             LogicalPlan::TableScan(scan) => self.scan(scan),
             LogicalPlan::SubqueryAlias(alias) => self.build(&alias.input),
             LogicalPlan::Filter(filter) => {
+                self.first = first::rows(filter);
                 let input = self.build(&filter.input)?;
                 let predicate = physical_expr(&filter.predicate, filter.input.schema())?;
                 let schema = Arc::clone(&self.nodes[input.node].schema);
@@ -143,7 +148,10 @@ impl Lowering<'_> {
             LogicalPlan::Aggregate(aggregate) => self.aggregate(aggregate),
             LogicalPlan::Distinct(distinct) => self.distinct(distinct.input()),
             LogicalPlan::Join(join) => self.join(join),
-            LogicalPlan::Window(window) => self.over(window),
+            LogicalPlan::Window(window) => {
+                let first = self.first.take();
+                self.over(window, first)
+            }
             LogicalPlan::Limit(limit) => self.limit(limit),
             LogicalPlan::Sort(sort) => match sort.fetch {
                 Some(fetch) => self.top(&sort.input, &sort.expr, 0, Some(fetch)),

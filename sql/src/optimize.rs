@@ -5,7 +5,9 @@
 //! evaluate what a CASE would have skipped). `now()` is folded for queries only.
 
 mod constants;
+mod correlated;
 mod definite_filters;
+mod dependent;
 mod lateral;
 mod push_filters;
 mod subqueries;
@@ -41,6 +43,7 @@ use crate::checked::{Checked, short_circuit};
 use crate::error::carry;
 use crate::functions::functions;
 use crate::sets::NumberCopies;
+use correlated::CorrelatedSubqueries;
 use definite_filters::DefiniteFilters;
 use push_filters::PushFilters;
 use subqueries::SubqueryPredicates;
@@ -85,9 +88,11 @@ fn common_rules(join_not_in: bool) -> Rules {
     vec![
         Arc::new(SubqueryPredicates { join_not_in }),
         Arc::new(SimplifyExpressions::new()),
+        Arc::new(CorrelatedSubqueries { left: false }),
         Arc::new(ReplaceDistinctWithAggregate::new()),
         Arc::new(DecorrelatePredicateSubquery::new()),
         Arc::new(ScalarSubqueryToJoin::new()),
+        Arc::new(CorrelatedSubqueries { left: true }),
         Arc::new(EliminateDuplicatedExpr::new()),
         Arc::new(EliminateFilter::new()),
         Arc::new(EliminateCrossJoin::new()),

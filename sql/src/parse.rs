@@ -31,6 +31,7 @@ use crate::stack::on_big_stack;
 
 pub use alter::with_options;
 pub(crate) use cursor::{Cursor, Lines, fold, fold_idents, fold_name, tokenize};
+pub(crate) use dialect::Postgres as Dialect;
 pub(crate) use show::write_options;
 
 /// Longest script, in bytes.

@@ -16,7 +16,10 @@
 //! * With a close rule there is a table per value of the close key, dropped when the watermark closes
 //!   it; on close, its partitions are computed then, and only then.
 //! * A partition whose computation fails shows nothing, and its failure is in the errors.
+//! * Where only the first rows of a partition matter ([`First`]), only those are computed with: the
+//!   others are kept apart (`first`), and a change among them costs nothing.
 
+mod first;
 mod run;
 
 use std::collections::{BTreeMap, HashMap};
@@ -25,7 +28,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, UInt32Array};
 use arrow::compute::{SortOptions, concat_batches, take, take_record_batch};
 use arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
-use arrow::row::{RowConverter, SortField};
+use arrow::row::{RowConverter, Rows, SortField};
 
 use super::late;
 use super::map::build;
@@ -34,7 +37,7 @@ use super::{OUTPUT_ROWS, RowErrors, TickOutput, coalesce, nullable, row_error};
 use crate::delta::{Delta, Diffs};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Encoded, GROUPS, RowCodec, Share, hash_bytes, hash_encoded, key_group};
-use crate::plan::{CloseRule, Computation, Emit};
+use crate::plan::{CloseRule, Computation, Emit, OrderColumn};
 use crate::state::{KeyedState, Part, PartData, Stateful, StoredPart};
 use crate::time::Watermark;
 
@@ -52,6 +55,17 @@ pub struct RecomputeSpec {
     pub close: Option<CloseRule>,
     pub emit: Emit,
     pub allowed_lateness_us: i64,
+    /// Of the single input: the computation sees no more rows of a partition than these.
+    pub first: Option<First>,
+}
+
+/// The first rows of each partition, in the order of its computation and then of all columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct First {
+    /// How many; not 0.
+    pub rows: usize,
+    /// Rows are never taken back: those behind the first ones are forgotten.
+    pub growing: bool,
 }
 
 impl RecomputeSpec {
@@ -93,6 +107,10 @@ struct Side {
     sorted: Vec<usize>,
     sorter: RowConverter,
     tables: BTreeMap<Time, KeyedState>,
+    /// With [`First`]: rows that come after all those of their partition in `tables`.
+    rest: BTreeMap<Time, KeyedState>,
+    /// Rows that were compared or moved to tell the first ones, or computed with; a measure of work.
+    worked: u64,
 }
 
 /// A row of the tick: where it belongs and where it is.
@@ -113,7 +131,7 @@ struct Place<'a> {
 }
 
 impl Side {
-    fn new(schema: &SchemaRef, on: &[usize], order: &[crate::plan::OrderColumn]) -> Result<Self> {
+    fn new(schema: &SchemaRef, on: &[usize], order: &[OrderColumn]) -> Result<Self> {
         let schema = nullable(schema);
         let data_type = |column: usize| schema.field(column).data_type().clone();
         let mut sorted: Vec<usize> = on.to_vec();
@@ -147,6 +165,8 @@ impl Side {
             sorter,
             schema,
             tables: BTreeMap::new(),
+            rest: BTreeMap::new(),
+            worked: 0,
         })
     }
 
@@ -161,40 +181,52 @@ impl Side {
         Ok((keys, hashes))
     }
 
-    /// Rows that are there, as often as they are.
-    fn rows_of<'a>(&'a self, place: &Place<'_>, into: &mut Vec<&'a [u8]>) {
+    /// Rows that are there, as often as they are, but no more than `most` times.
+    fn rows_of<'a>(&'a self, place: &Place<'_>, most: usize, into: &mut Vec<&'a [u8]>) {
         let Some(table) = self.tables.get(&place.time) else {
             return;
         };
         for (row, count) in table.rows_of(place.hash, place.key) {
-            for _ in 0..count.max(0) {
-                into.push(row);
-            }
+            let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
+            into.extend(std::iter::repeat_n(row, count.min(most)));
         }
     }
 
-    /// As a batch, sorted.
-    fn batch(&self, rows: Vec<&[u8]>) -> Result<RecordBatch> {
+    /// Rows of partitions as a batch, sorted; of each partition `most` rows. `parts` are the places
+    /// behind the last row of each.
+    fn batch(&self, rows: Vec<&[u8]>, parts: &[usize], most: usize) -> Result<RecordBatch> {
         let count = rows.len();
         let columns = self.rows.decode(rows)?;
+        let whole = |from: usize, to: usize| (to - from).min(most);
         if columns.is_empty() {
-            return Ok(build(&self.schema, columns, count));
+            let starts = std::iter::once(0).chain(parts.iter().copied());
+            let kept = starts.zip(parts).map(|(from, to)| whole(from, *to)).sum();
+            return Ok(build(&self.schema, columns, kept));
         }
-        let internal = |e: arrow::error::ArrowError| Error::internal(e.to_string());
-        let by: Vec<ArrayRef> = self
-            .sorted
-            .iter()
-            .map(|c| Arc::clone(&columns[*c]))
-            .collect();
-        let keys = self.sorter.convert_columns(&by).map_err(internal)?;
+        let keys = self.sort_keys(&columns)?;
         let mut at: Vec<u32> = (0..count as u32).collect();
         at.sort_unstable_by(|a, b| keys.row(*a as usize).cmp(&keys.row(*b as usize)));
+        if most < count {
+            let mut given = vec![0; parts.len()];
+            at.retain(|row| {
+                let part = parts.partition_point(|end| *end <= *row as usize);
+                given[part] += 1;
+                given[part] <= most
+            });
+        }
         let at = UInt32Array::from(at);
         let taken = columns.iter().map(|column| take(column, &at, None));
         let taken: Vec<ArrayRef> = taken
             .collect::<std::result::Result<_, _>>()
-            .map_err(internal)?;
-        Ok(build(&self.schema, taken, count))
+            .map_err(|e| Error::internal(e.to_string()))?;
+        Ok(build(&self.schema, taken, at.len()))
+    }
+
+    /// What puts rows of these columns in order.
+    fn sort_keys(&self, columns: &[ArrayRef]) -> Result<Rows> {
+        let by = self.sorted.iter().map(|c| Arc::clone(&columns[*c]));
+        let keys = self.sorter.convert_columns(&by.collect::<Vec<_>>());
+        keys.map_err(|e| Error::internal(e.to_string()))
     }
 }
 
@@ -324,15 +356,20 @@ impl RecomputeState {
                 Emit::Changes if !first => self.compute(&places)?,
                 _ => Computed::default(),
             };
-            for news in now.iter().flat_map(|run| run.iter()) {
-                let side = &mut self.sides[news.side];
-                let table = side
-                    .tables
-                    .entry(news.time)
-                    .or_insert_with(KeyedState::chained);
-                let row = contents[news.side][news.delta].row(news.row);
-                let diff = deltas[news.side][news.delta].diffs.get(news.row);
-                table.add_row(news.hash, key_of(news), row, diff);
+            if let Some(first) = self.spec.first {
+                let news = now.iter().zip(&places).flat_map(|(run, place)| {
+                    run.iter().map(|news| first::News {
+                        place: *place,
+                        row: contents[0][news.delta].row(news.row),
+                        diff: deltas[0][news.delta].diffs.get(news.row),
+                    })
+                });
+                self.sides[0].add_first(first, &news.collect::<Vec<_>>())?;
+            } else {
+                self.add(now.iter().copied().flatten(), &key_of, |news| {
+                    let row = contents[news.side][news.delta].row(news.row);
+                    (row, deltas[news.side][news.delta].diffs.get(news.row))
+                });
             }
             if self.spec.emit == Emit::Changes {
                 let after = self.compute(&places)?;
@@ -342,6 +379,21 @@ impl RecomputeState {
         }
         self.started = true;
         self.close(watermark, out, errors)
+    }
+
+    fn add<'a>(
+        &mut self,
+        news: impl Iterator<Item = &'a News>,
+        key_of: impl Fn(&News) -> &'a [u8],
+        row_of: impl Fn(&News) -> (&'a [u8], i64),
+    ) {
+        for news in news {
+            let tables = &mut self.sides[news.side].tables;
+            let table = tables.entry(news.time);
+            let (row, diff) = row_of(news);
+            let table = table.or_insert_with(KeyedState::chained);
+            table.add_row(news.hash, key_of(news), row, diff);
+        }
     }
 
     /// Rows of a partition, counted up to `most`.
@@ -355,15 +407,19 @@ impl RecomputeState {
     }
 
     /// What these partitions show.
-    fn compute(&self, places: &[Place<'_>]) -> Result<Computed> {
+    fn compute(&mut self, places: &[Place<'_>]) -> Result<Computed> {
         let keyless = self.spec.keys.iter().all(Vec::is_empty);
+        let most = self.spec.first.map_or(usize::MAX, |first| first.rows);
         let mut inputs = Vec::with_capacity(self.sides.len());
-        for side in &self.sides {
-            let mut rows = Vec::new();
-            places
-                .iter()
-                .for_each(|place| side.rows_of(place, &mut rows));
-            inputs.push(side.batch(rows)?);
+        for side in &mut self.sides {
+            let (mut rows, mut parts) = (Vec::new(), Vec::with_capacity(places.len()));
+            for place in places {
+                side.rows_of(place, most, &mut rows);
+                parts.push(rows.len());
+            }
+            let worked = rows.len() as u64;
+            inputs.push(side.batch(rows, &parts, most)?);
+            side.worked += worked;
         }
         if !keyless && inputs.iter().all(|batch| batch.num_rows() == 0) {
             return Ok(Computed::default());
@@ -453,8 +509,9 @@ impl RecomputeState {
         };
         let past = late::closes_after(rule, self.spec.allowed_lateness_us, self.spec.emit);
         loop {
-            let first = self.sides.iter().filter_map(|side| {
-                let (time, _) = side.tables.range(Some(i64::MIN)..).next()?;
+            let tables = self.sides.iter().flat_map(|s| [&s.tables, &s.rest]);
+            let first = tables.filter_map(|tables| {
+                let (time, _) = tables.range(Some(i64::MIN)..).next()?;
                 *time
             });
             let Some(first) = first.min() else { break };
@@ -466,12 +523,18 @@ impl RecomputeState {
             }
             for side in &mut self.sides {
                 side.tables.remove(&Some(first));
+                side.rest.remove(&Some(first));
             }
         }
-        for side in &mut self.sides {
-            side.tables.retain(|_, table| !table.is_empty());
-        }
+        self.drop_empty();
         Ok(())
+    }
+
+    fn drop_empty(&mut self) {
+        let tables = self.sides.iter_mut();
+        for tables in tables.flat_map(|side| [&mut side.tables, &mut side.rest]) {
+            tables.retain(|_, table| !table.is_empty());
+        }
     }
 
     /// The partitions of a table, as they are for good.
@@ -514,16 +577,21 @@ struct Computed {
     failed: Vec<(&'static str, String)>,
 }
 
+/// Marks the parts of [`Side::rest`].
+const REST: &str = "r";
+
 impl Stateful for RecomputeState {
     fn freeze(&mut self) -> Vec<Part> {
         let mut parts = Vec::new();
         for (number, side) in self.sides.iter_mut().enumerate() {
-            for (at, table) in &mut side.tables {
-                let at = at.map_or("open".to_string(), |at| at.to_string());
-                parts.push(Part {
-                    name: format!("{number}:{at}"),
-                    data: PartData::Keyed(table.snapshot()),
-                });
+            for (mark, tables) in [("", &mut side.tables), (REST, &mut side.rest)] {
+                for (at, table) in tables {
+                    let at = at.map_or("open".to_string(), |at| at.to_string());
+                    parts.push(Part {
+                        name: format!("{number}{mark}:{at}"),
+                        data: PartData::Keyed(table.snapshot()),
+                    });
+                }
             }
         }
         parts
@@ -540,19 +608,23 @@ impl Stateful for RecomputeState {
                 .detail(format!("part: {}", part.name))
             };
             let (side, at) = part.name.split_once(':').ok_or_else(strange)?;
-            let side = side.parse::<usize>().map_err(|_| strange())?;
+            let rest = side.strip_suffix(REST);
+            let side = rest.unwrap_or(side).parse::<usize>();
+            let side = side.map_err(|_| strange())?;
             let at = match at {
                 "open" => None,
                 at => Some(at.parse().map_err(|_| strange())?),
             };
             let at = late::table_of(self.spec.emit, at);
             let side = self.sides.get_mut(side).ok_or_else(strange)?;
-            let table = side.tables.entry(at).or_insert_with(KeyedState::chained);
+            let tables = match rest {
+                Some(_) => &mut side.rest,
+                None => &mut side.tables,
+            };
+            let table = tables.entry(at).or_insert_with(KeyedState::chained);
             table.restore_part(part, &owned)?;
         }
-        for side in &mut self.sides {
-            side.tables.retain(|_, table| !table.is_empty());
-        }
+        self.drop_empty();
         self.started = true;
         Ok(())
     }
@@ -570,14 +642,20 @@ impl Stateful for RecomputeState {
         let tables = self
             .sides
             .iter_mut()
-            .flat_map(|side| side.tables.values_mut());
+            .flat_map(|side| side.tables.values_mut().chain(side.rest.values_mut()));
         tables.for_each(KeyedState::relieve);
     }
 }
 
 impl RecomputeState {
     fn tables(&self) -> impl Iterator<Item = &KeyedState> {
-        self.sides.iter().flat_map(|side| side.tables.values())
+        let sides = self.sides.iter();
+        sides.flat_map(|side| side.tables.values().chain(side.rest.values()))
+    }
+
+    /// Rows that were compared, moved or computed with until now.
+    pub fn worked(&self) -> u64 {
+        self.sides.iter().map(|side| side.worked).sum()
     }
 }
 

@@ -17,10 +17,19 @@ impl Plan {
                 Op::Map { input, .. } | Op::Window { input, .. } | Op::Expand { input, .. } => {
                     changing[*input]
                 }
-                Op::Recompute { inputs, close, .. } => {
+                Op::Recompute {
+                    inputs,
+                    close,
+                    first,
+                    ..
+                } => {
                     let any = inputs.iter().any(|input| changing[*input]);
                     if any && close.is_some() {
                         return Some("its windows close by the watermark, and stay as they are");
+                    }
+                    let growing = inputs.iter().all(|input| self.nodes[*input].append_only);
+                    if any && first.is_some() && growing {
+                        return Some("it keeps the first of rows that were never taken back");
                     }
                     any
                 }

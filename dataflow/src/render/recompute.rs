@@ -12,7 +12,7 @@ use crate::checkpoint::StageId;
 use crate::delta::exchange::Route;
 use crate::delta::{Delta, Diffs};
 use crate::kernel::late;
-use crate::kernel::recompute::{RecomputeSpec, RecomputeState, Runner};
+use crate::kernel::recompute::{First, RecomputeSpec, RecomputeState, Runner};
 use crate::kernel::{OUTPUT_ROWS, RowErrors, nullable, row_error};
 use crate::operator::map::map;
 use crate::operator::stage::{Logic, Moment, Out};
@@ -30,6 +30,7 @@ pub fn recompute_spec(plan: &Plan, id: NodeId) -> RecomputeSpec {
         close,
         emit,
         allowed_lateness_us,
+        first,
     } = &node.op
     else {
         unreachable!("called for computations")
@@ -43,6 +44,10 @@ pub fn recompute_spec(plan: &Plan, id: NodeId) -> RecomputeSpec {
         close: *close,
         emit: *emit,
         allowed_lateness_us: *allowed_lateness_us,
+        first: first.map(|rows| First {
+            rows,
+            growing: inputs.iter().all(|input| plan.nodes[*input].append_only),
+        }),
     }
 }
 

@@ -10,11 +10,12 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
     BinaryOperator, DataType, ExactNumberInfo, Expr, Function, FunctionArg, FunctionArgExpr,
-    FunctionArgumentList, FunctionArguments, Ident, ObjectName, TimezoneInfo, Value, VisitMut,
-    VisitorMut,
+    FunctionArgumentList, FunctionArguments, Ident, ObjectName, Query, TableFactor, TimezoneInfo,
+    Value, VisitMut, VisitorMut,
 };
 use millrace_dataflow::error::{Error, Result};
 
+use super::relations::{fetched, function, names_columns, rows_in, within_group};
 use crate::parse::fold_name;
 use crate::types::text_length;
 
@@ -30,6 +31,20 @@ struct Rewriter;
 
 impl VisitorMut for Rewriter {
     type Break = Error;
+
+    fn pre_visit_query(&mut self, query: &mut Query) -> ControlFlow<Error> {
+        fetched(query);
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<Error> {
+        match function(factor) {
+            Ok(Some(new)) => *factor = new,
+            Ok(None) => {}
+            Err(error) => return ControlFlow::Break(error),
+        }
+        ControlFlow::Continue(())
+    }
 
     fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<Error> {
         match rewritten(expr) {
@@ -71,7 +86,15 @@ fn rewritten(expr: &mut Expr) -> Result<Option<Expr>> {
             }
             None => None,
         },
-        Expr::Function(function) => function_call(function)?,
+        Expr::Function(function) => {
+            within_group(function)?;
+            function_call(function)?
+        }
+        Expr::InSubquery { .. } => rows_in(expr)?,
+        // The planner knows no outer row within the brackets of an array.
+        Expr::Array(array) if array.elem.iter().any(names_columns) => {
+            Some(call("make_array", std::mem::take(&mut array.elem)))
+        }
         _ => None,
     })
 }

@@ -18,6 +18,7 @@ use millrace_dataflow::error::{Error, Result};
 use millrace_dataflow::plan::{CloseRule, Computation, Emit, NodeId, Op, OrderColumn};
 
 use super::event::{Event, later, only};
+use super::first::Which;
 use super::slot::{bounded, computation, slot};
 use super::{Lowering, Stream, arrow_schema, column_of, refuse, timed};
 use crate::bind::physical_expr;
@@ -123,11 +124,13 @@ struct Over {
     compute: Arc<Computation>,
     /// Columns of its answer.
     schema: SchemaRef,
+    /// It depends on so many rows of a partition only, the first ones.
+    first: Option<usize>,
 }
 
 impl Lowering<'_> {
     /// Window functions.
-    pub(super) fn over(&mut self, window: &Window) -> Result<Stream> {
+    pub(super) fn over(&mut self, window: &Window, first: Option<usize>) -> Result<Stream> {
         let input = self.build(&window.input)?;
         let scope = window.input.schema();
         let mut wide = Wide::new(scope);
@@ -175,6 +178,7 @@ impl Lowering<'_> {
             order,
             compute,
             schema: arrow_schema(plan.schema()),
+            first,
         };
         let width = scope.fields().len();
         let more = wide.fields.len();
@@ -212,6 +216,7 @@ impl Lowering<'_> {
             };
             places.push(place);
         }
+        let single = super::first::one_row(aggregate);
         let mut order = Vec::new();
         let mut calls = Vec::with_capacity(aggregate.aggr_expr.len());
         for expr in &aggregate.aggr_expr {
@@ -223,6 +228,9 @@ impl Lowering<'_> {
             let mut params = params;
             if order.is_empty() {
                 order = wide.order(&params.order_by)?;
+                if single == Some(Which::Last) {
+                    order.iter_mut().for_each(|by| by.options = !by.options);
+                }
             }
             params.order_by = wide.names(&params.order_by)?;
             // A condition that is null is not met; not every accumulator knows.
@@ -238,6 +246,7 @@ impl Lowering<'_> {
             schema: arrow_schema(plan.schema()),
             keys: keys.clone(),
             order,
+            first: single.map(|_| 1),
         };
         let count = aggregate.aggr_expr.len();
         let events = |lowering: &Self, input: &Stream, key: Option<(Event, usize)>| {
@@ -316,6 +325,9 @@ impl Lowering<'_> {
             compute: computation(&plan, vec![order.clone()])?,
             schema: arrow_schema(plan.schema()),
             order,
+            first: fetch
+                .and_then(|fetch| fetch.checked_add(skip))
+                .filter(|rows| *rows > 0),
         };
         let width = scope.fields().len();
         let more = wide.fields.len();
@@ -424,6 +436,7 @@ impl Lowering<'_> {
                         close: None,
                         emit: Emit::Changes,
                         allowed_lateness_us: 0,
+                        first: None,
                     },
                     schema,
                     false,
@@ -493,6 +506,7 @@ impl Lowering<'_> {
                 close: None,
                 emit: Emit::Changes,
                 allowed_lateness_us: 0,
+                first: None,
             },
             schema,
             false,
@@ -567,6 +581,7 @@ impl Lowering<'_> {
                     false => Emit::Changes,
                 },
                 allowed_lateness_us: self.rules.allowed_lateness_us,
+                first: over.first,
             },
             over.schema,
             on_close,

@@ -9,7 +9,8 @@ use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, Join, LogicalPlan, LogicalPlanBuilder, Subquery, lit};
 use datafusion::optimizer::decorrelate::PullUpCorrelatedExpr;
 
-use super::subqueries::check_lateral;
+use super::correlated::is_pulled_up;
+use super::subqueries::is_null_without_match;
 
 /// The join without the reference, with the same columns; `None` when it has none, or cannot be had.
 pub(super) fn decorrelated(join: &Join) -> Result<Option<LogicalPlan>> {
@@ -25,7 +26,9 @@ pub(super) fn decorrelated(join: &Join) -> Result<Option<LogicalPlan>> {
     if !(inner || join.join_type == JoinType::Left) || !join.on.is_empty() {
         return Ok(None);
     }
-    check_lateral(subquery)?;
+    if !is_pulled_up(subquery) || !is_null_without_match(subquery) {
+        return Ok(None);
+    }
     let Subquery { subquery, .. } = subquery;
     let mut pull_up = PullUpCorrelatedExpr::new().with_need_handle_count_bug(true);
     let plan = subquery.as_ref().clone().rewrite(&mut pull_up).data()?;

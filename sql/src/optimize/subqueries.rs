@@ -35,6 +35,7 @@ use datafusion::logical_expr::{
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 use millrace_dataflow::error::{Error, Result};
 
+use super::correlated::lateral;
 use super::lateral::decorrelated;
 use super::values::stacked;
 use crate::error::{carry, planning};
@@ -67,6 +68,20 @@ impl OptimizerRule for SubqueryPredicates {
 
 impl SubqueryPredicates {
     fn node(
+        &self,
+        plan: LogicalPlan,
+        names: &Arc<AliasGenerator>,
+    ) -> DfResult<Transformed<LogicalPlan>> {
+        let plan = hoisted(plan)?;
+        let was_hoisted = plan.transformed;
+        let plan = self.predicates(plan.data, names)?;
+        Ok(Transformed::new_transformed(
+            plan.data,
+            was_hoisted || plan.transformed,
+        ))
+    }
+
+    fn predicates(
         &self,
         plan: LogicalPlan,
         names: &Arc<AliasGenerator>,
@@ -108,10 +123,20 @@ impl SubqueryPredicates {
                     Ok(value.update_data(|expr| name.restore(expr)))
                 })
             }
-            LogicalPlan::Join(join) => Ok(match decorrelated(&join)? {
-                Some(plan) => Transformed::yes(plan),
-                None => Transformed::no(LogicalPlan::Join(join)),
-            }),
+            LogicalPlan::Join(join) => {
+                let simple = decorrelated(&join);
+                let plan = match simple {
+                    Ok(Some(plan)) => Some(plan),
+                    simple => match lateral(&join, names)? {
+                        None => simple?,
+                        plan => plan,
+                    },
+                };
+                Ok(match plan {
+                    Some(plan) => Transformed::yes(plan),
+                    None => Transformed::no(LogicalPlan::Join(join)),
+                })
+            }
             other => Ok(Transformed::no(other)),
         }
     }
@@ -144,6 +169,59 @@ impl SubqueryPredicates {
         // What is compared beside the key may be null too, which its joins do not tell apart.
         Ok(alone && (!null || keyed))
     }
+}
+
+/// What is computed from the aggregates of a subquery, `(SELECT 2 * avg(x) …)`, around it:
+/// `2 * (SELECT avg(x) …)`. The subquery is then an aggregate that the rules for joins know.
+fn hoisted(plan: LogicalPlan) -> DfResult<Transformed<LogicalPlan>> {
+    let names = datafusion::logical_expr::expr_rewriter::NamePreserver::new(&plan);
+    plan.map_expressions(|expr| {
+        let name = names.save(&expr);
+        let expr = expr.transform_up(|expr| {
+            let hoisted = match &expr {
+                Expr::ScalarSubquery(subquery) => around(subquery)?,
+                _ => None,
+            };
+            Ok(match hoisted {
+                Some(around) => Transformed::yes(around),
+                None => Transformed::no(expr),
+            })
+        })?;
+        Ok(match expr.transformed {
+            true => expr.update_data(|expr| name.restore(expr)),
+            false => expr,
+        })
+    })
+}
+
+fn around(subquery: &Subquery) -> DfResult<Option<Expr>> {
+    let LogicalPlan::Projection(projection) = subquery.subquery.as_ref() else {
+        return Ok(None);
+    };
+    let of_all = matches!(projection.input.as_ref(), LogicalPlan::Aggregate(aggregate)
+        if aggregate.group_expr.is_empty());
+    let [expr] = &projection.expr[..] else {
+        return Ok(None);
+    };
+    let expr = expr.clone().unalias();
+    let depends = !subquery.outer_ref_columns.is_empty();
+    if !of_all || !depends || matches!(expr, Expr::Column(_)) || expr.contains_outer() {
+        return Ok(None);
+    }
+    let expr = expr.transform_up(|expr| {
+        let Expr::Column(column) = expr else {
+            return Ok(Transformed::no(expr));
+        };
+        let plan = LogicalPlanBuilder::from(Arc::clone(&projection.input))
+            .project(vec![Expr::Column(column)])?
+            .build()?;
+        Ok(Transformed::yes(Expr::ScalarSubquery(Subquery {
+            outer_ref_columns: plan.all_out_ref_exprs(),
+            subquery: Arc::new(plan),
+            spans: subquery.spans.clone(),
+        })))
+    })?;
+    Ok(Some(expr.data))
 }
 
 /// Predicates over subqueries, other than in subqueries.
@@ -332,7 +410,6 @@ fn exists(
     let first = Column::from(subquery.subquery.schema().qualified_field(0));
     let name = at.names.next("__sq");
     let condition = condition(Expr::Column(Column::new_unqualified(&name)));
-    tell_apart(subquery, &condition)?;
     let plan = LogicalPlanBuilder::from(subquery.subquery.as_ref().clone())
         .project(vec![Expr::Column(first).alias(name)])?
         .filter(condition)?
@@ -345,30 +422,6 @@ fn exists(
         },
         negated: false,
     }))
-}
-
-/// Columns of the outer row must not be called as those that the subquery compares with it.
-fn tell_apart(subquery: &Subquery, condition: &Expr) -> DfResult<()> {
-    if subquery.outer_ref_columns.is_empty() {
-        return Ok(());
-    }
-    let mut outer = Vec::new();
-    condition.apply(|expr| {
-        if let Expr::OuterReferenceColumn(_, column) = expr {
-            outer.push(column.clone());
-        }
-        Ok(TreeNodeRecursion::Continue)
-    })?;
-    subquery.subquery.apply(|node| {
-        if outer.iter().any(|column| node.schema().has_column(column)) {
-            return Err(carry(
-                Error::unsupported("a table of the subquery is called as one of the outer row")
-                    .hint("give it another name, as in FROM b AS c"),
-            ));
-        }
-        Ok(TreeNodeRecursion::Continue)
-    })?;
-    Ok(())
 }
 
 /// The aggregate of all rows that the subquery is, and whether a condition stands above it.
@@ -390,16 +443,9 @@ fn dependent_aggregate(subquery: &Subquery) -> DfResult<bool> {
     if subquery.outer_ref_columns.is_empty() {
         return Ok(false);
     }
-    match aggregate_of_all(&subquery.subquery) {
-        None => Ok(false),
-        Some((_, false)) => Ok(true),
-        Some((_, true)) => Err(carry(
-            Error::unsupported(
-                "EXISTS and IN over an aggregate with HAVING cannot refer to the outer row",
-            )
-            .hint("compare with the aggregate instead, as in (SELECT count(*) FROM …) > 1"),
-        )),
-    }
+    let found = aggregate_of_all(&subquery.subquery);
+    // With HAVING there may be none.
+    Ok(found.is_some_and(|(_, filtered)| !filtered))
 }
 
 /// `x IN (one row)` is `x = (that row)`.
@@ -422,14 +468,14 @@ fn always(subquery: &Subquery) -> DfResult<bool> {
     dependent_aggregate(subquery)
 }
 
-/// Without a match an outer row gets nulls for the columns of the subquery: right unless an aggregate
+/// Whether nulls for the columns of the subquery are right where it has no match: unless an aggregate
 /// says something else of no rows.
-pub(super) fn check_lateral(lateral: &Subquery) -> DfResult<()> {
+pub(super) fn is_null_without_match(lateral: &Subquery) -> bool {
     let Some((aggregate, _)) = aggregate_of_all(&lateral.subquery) else {
-        return Ok(());
+        return true;
     };
     if lateral.subquery.all_out_ref_exprs().is_empty() {
-        return Ok(());
+        return true;
     }
     let counts = aggregate.aggr_expr.iter().any(|expr| {
         let is_count = |e: &Expr| match e {
@@ -438,13 +484,7 @@ pub(super) fn check_lateral(lateral: &Subquery) -> DfResult<()> {
         };
         expr.exists(|e| Ok(is_count(e))).unwrap_or(true)
     });
-    if !counts && plain(&lateral.subquery) {
-        return Ok(());
-    }
-    Err(carry(
-        Error::unsupported("LATERAL over an aggregate other than a plain sum, avg, min or max is not supported")
-            .hint("write the aggregate as a value: SELECT a.id, (SELECT count(*) FROM b WHERE b.id = a.id) FROM a"),
-    ))
+    !counts && plain(&lateral.subquery)
 }
 
 /// Only columns stand above the aggregate.

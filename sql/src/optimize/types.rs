@@ -6,6 +6,7 @@
 //! * A decimal beside a DOUBLE becomes one. DataFusion would take the DOUBLE for a decimal of 15 digits
 //!   before the point.
 //! * A quotient of decimals has more digits: `10 / 3.0` shall not end after four.
+//! * `round(x, n)` of a decimal has n digits behind the point, whatever type n was written in.
 //! * A power of decimals is a DOUBLE; DataFusion would cut it to the digits of its base.
 //! * `'\x41'` as BYTEA is one byte.
 
@@ -74,6 +75,28 @@ fn typed(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
                 right,
             ))),
         },
+        // As a literal of its type: a cast around it would hide how many digits are left.
+        Expr::ScalarFunction(mut function)
+            if function.name() == "round" && function.args.len() == 2 =>
+        {
+            let digits = match &function.args[1] {
+                Expr::Literal(ScalarValue::Int64(Some(digits)), _) => i32::try_from(*digits).ok(),
+                Expr::Negative(digits) => match digits.as_ref() {
+                    Expr::Literal(ScalarValue::Int64(Some(digits)), _) => {
+                        i32::try_from(-digits).ok()
+                    }
+                    _ => None,
+                },
+                _ => None,
+            };
+            match digits {
+                Some(digits) => {
+                    function.args[1] = Expr::Literal(ScalarValue::Int32(Some(digits)), None);
+                    Transformed::yes(Expr::ScalarFunction(function))
+                }
+                None => Transformed::no(Expr::ScalarFunction(function)),
+            }
+        }
         Expr::ScalarFunction(mut function) if function.name() == "power" => {
             let mut changed = false;
             for arg in &mut function.args {

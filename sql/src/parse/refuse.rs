@@ -13,6 +13,7 @@ use datafusion::sql::sqlparser::ast::{
 use millrace_dataflow::error::{Error, Result};
 
 use super::cursor::{Lines, fold_name};
+use crate::bind::is_ordered_set;
 
 pub(crate) fn check<T: Visit>(tree: &T, lines: &Lines) -> Result<()> {
     let mut strict = Strict { lines };
@@ -20,6 +21,13 @@ pub(crate) fn check<T: Visit>(tree: &T, lines: &Lines) -> Result<()> {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(error) => Err(error),
     }
+}
+
+fn has_limit(clause: Option<&LimitClause>) -> bool {
+    matches!(
+        clause,
+        Some(LimitClause::LimitOffset { limit: Some(_), .. })
+    )
 }
 
 struct Strict<'a> {
@@ -180,7 +188,8 @@ impl Strict<'_> {
         if !matches!(parameters, FunctionArguments::None) {
             return self.refuse("a parametric function", name);
         }
-        if !within_group.is_empty() {
+        let folded = fold_name(name).unwrap_or_default().join(".");
+        if !within_group.is_empty() && !is_ordered_set(&folded) {
             return self.refuse("WITHIN GROUP", name);
         }
         if let FunctionArguments::List(list) = args {
@@ -221,7 +230,15 @@ impl Visitor for Strict<'_> {
             pipe_operators,
         } = query;
         for (given, what) in [
-            (fetch.is_some(), "FETCH"),
+            (fetch.as_ref().is_some_and(|f| f.percent), "FETCH … PERCENT"),
+            (
+                fetch.as_ref().is_some_and(|f| f.with_ties),
+                "FETCH … WITH TIES",
+            ),
+            (
+                fetch.is_some() && has_limit(limit_clause.as_ref()),
+                "LIMIT beside FETCH",
+            ),
             (!locks.is_empty(), "FOR UPDATE"),
             (for_clause.is_some(), "FOR XML or FOR JSON"),
             (settings.is_some(), "SETTINGS"),
@@ -308,13 +325,16 @@ impl Visitor for Strict<'_> {
                         .iter()
                         .all(|a| matches!(a, FunctionArg::Unnamed(_)));
                     let folded = fold_name(name).unwrap_or_default().join(".");
-                    if !matches!(folded.as_str(), "tumble" | "hop" | "session" | "cumulate") {
+                    if !matches!(
+                        folded.as_str(),
+                        "tumble" | "hop" | "session" | "cumulate" | "generate_series"
+                    ) {
                         return ControlFlow::Break(
                             Error::unsupported(format!(
                                 "table function \"{folded}\" does not exist"
                             ))
                             .code(crate::error::UNDEFINED_FUNCTION)
-                            .hint("functions that give relations are TUMBLE, HOP, SESSION and CUMULATE"),
+                            .hint("functions that give relations are TUMBLE, HOP, SESSION, CUMULATE, unnest and generate_series"),
                         );
                     }
                     if !plain {
@@ -337,17 +357,21 @@ impl Visitor for Strict<'_> {
             TableFactor::NestedJoin {
                 table_with_joins, ..
             } => self.tables(table_with_joins),
-            TableFactor::UNNEST { with_offset, .. } => match with_offset {
-                true => self.refuse("WITH OFFSET", factor),
-                false => ControlFlow::Continue(()),
+            TableFactor::UNNEST {
+                with_offset,
+                with_ordinality,
+                ..
+            } => match (with_offset, with_ordinality) {
+                (true, _) => self.refuse("WITH OFFSET", factor),
+                (_, true) => self.refuse("WITH ORDINALITY", factor),
+                _ => ControlFlow::Continue(()),
             },
             TableFactor::Function { name, .. } => {
                 let folded = fold_name(name).unwrap_or_default().join(".");
-                let refused = self.refuse(&format!("table function \"{folded}\" here"), factor);
-                refused.map_break(|error| match folded.as_str() {
-                    "unnest" => error.hint("write SELECT id, unnest(items) AS item FROM baskets"),
-                    _ => error,
-                })
+                match folded.as_str() {
+                    "unnest" | "generate_series" => ControlFlow::Continue(()),
+                    _ => self.refuse(&format!("table function \"{folded}\" here"), factor),
+                }
             }
             TableFactor::Pivot { .. } => self.refuse("PIVOT", factor),
             TableFactor::Unpivot { .. } => self.refuse("UNPIVOT", factor),

@@ -140,6 +140,8 @@ struct Case {
     close: Option<i64>,
     emit: Emit,
     lateness: i64,
+    first: Option<usize>,
+    growing: bool,
     ticks: Vec<(Vec<Row>, i64)>,
     restart: usize,
     workers: (usize, usize),
@@ -169,8 +171,14 @@ fn case() -> impl Strategy<Value = Case> {
         1usize..4,
     );
     let close = (proptest::option::of(0i64..6), any::<bool>(), 0i64..3);
-    (keys, close, run).prop_map(|(keys, (delay, on_close, lateness), run)| {
-        let (ticks, restart, before, after) = run;
+    let first = (proptest::option::of(1usize..4), any::<bool>());
+    (keys, close, first, run).prop_map(|(keys, (delay, on_close, lateness), first, run)| {
+        let (mut ticks, restart, before, after) = run;
+        let (first, growing) = first;
+        if growing {
+            let rows = ticks.iter_mut().flat_map(|(rows, _)| rows);
+            rows.for_each(|row| row.3 = row.3.abs());
+        }
         let close = delay.filter(|_| keys.contains(&1));
         Case {
             emit: match on_close && close.is_some() {
@@ -180,6 +188,8 @@ fn case() -> impl Strategy<Value = Case> {
             close,
             keys,
             lateness,
+            first,
+            growing,
             ticks,
             restart,
             workers: (before, after),
@@ -213,6 +223,10 @@ impl Case {
             }),
             emit: self.emit,
             allowed_lateness_us: self.lateness * SECOND,
+            first: self.first.map(|rows| First {
+                rows,
+                growing: self.growing,
+            }),
         }
     }
 
@@ -236,12 +250,13 @@ impl Case {
         }
         let (mut shown, mut failed) = (BTreeMap::new(), 0);
         for mut part in parts.into_values() {
+            // By value from the greatest, then by all columns, nulls last.
+            part.sort_by_key(|r| (-r.2, r.0.is_none(), r.0, r.1.is_none(), r.1));
+            part.truncate(self.first.unwrap_or(usize::MAX));
             if part.iter().any(|row| row.2 == POISON) {
                 failed += 1;
                 continue;
             }
-            // By value from the greatest, then by all columns, nulls last.
-            part.sort_by_key(|r| (-r.2, r.0.is_none(), r.0, r.1.is_none(), r.1));
             for (at, (key, seconds, value)) in part.into_iter().enumerate() {
                 let batch = delta(&[(key, seconds, value, 1)]).batch;
                 let text = format!("{}|{}", rows_of(&batch)[0], at + 1);
@@ -324,6 +339,61 @@ proptest! {
             wanted_errors += kept_errors;
             prop_assert_eq!(&got, &wanted, "tick {}", number);
             prop_assert_eq!(errors, wanted_errors, "errors at tick {}", number);
+        }
+    }
+}
+
+/// A change of a large partition is worth the rows that are asked for, not the partition.
+#[test]
+fn the_first_rows_cost_what_they_are() {
+    let mut case = Case {
+        keys: vec![0],
+        close: None,
+        emit: Emit::Changes,
+        lateness: 0,
+        first: Some(3),
+        growing: false,
+        ticks: Vec::new(),
+        restart: 0,
+        workers: (1, 1),
+    };
+    let rows = 20_000i64;
+    // Values in an order of their own, without POISON.
+    let row = |i: i64, diff| (Some(0), Some(i), 10 + i * 7_919 % rows, diff);
+    let all: Vec<Row> = (0..rows).map(|i| row(i, 1)).collect();
+    for growing in [false, true] {
+        case.growing = growing;
+        let mut state = RecomputeState::new(Arc::new(case.spec()), 0, 1);
+        let (mut got, mut open) = (BTreeMap::new(), BTreeMap::new());
+        let mut tick = |state: &mut RecomputeState, rows: &[Row]| {
+            let out = state.tick(&[vec![delta(rows)]], NO_WATERMARK);
+            accumulate(&mut got, &out.deltas);
+            for row in rows {
+                *open.entry((row.0, row.1, row.2)).or_default() += row.3;
+            }
+            assert_eq!(got, case.answer(&open).0);
+        };
+        tick(&mut state, &all);
+        let loaded = state.worked();
+        assert!(loaded < 4 * rows as u64, "{loaded} rows of work for {rows}");
+        let mut greatest = all.clone();
+        greatest.sort_by_key(|row| -row.2);
+        let changes = 300;
+        for i in 0..changes {
+            match greatest.get(i / 3) {
+                Some(row) if !growing && i % 3 == 0 => {
+                    tick(&mut state, &[(row.0, row.1, row.2, -1)])
+                }
+                _ => tick(&mut state, &[row(rows + i as i64 * 37, 1)]),
+            }
+        }
+        // A hundred removals read the rest anew, but not each of them.
+        let worked = state.worked() - loaded;
+        let fills = if growing { 0 } else { 100 / 4 * rows as u64 };
+        let most = fills + 100 * changes as u64;
+        assert!(worked < most, "{worked} rows of work for {changes} changes");
+        if growing {
+            assert!(state.rows() < 20);
         }
     }
 }
