@@ -699,3 +699,6 @@ fn money(rows: &[u64], cents: impl Fn(u64) -> i64) -> ArrayRef {
 fn dates(rows: &[u64], day: impl Fn(u64) -> i32) -> ArrayRef {
     Arc::new(Date32Array::from_iter_values(rows.iter().map(|n| day(*n))))
 }
+
+#[cfg(test)]
+mod tests;

@@ -73,7 +73,9 @@ fn tpch_as_views_equals_batch_under_refreshes() {
     for step in 0..STEPS {
         if step == STEPS / 2 {
             server.kill();
+            let began = Instant::now();
             server.start_again(&[]);
+            println!("started again after {:.1} s", began.elapsed().as_secs_f64());
         }
         let began = Instant::now();
         read = progressed(&server, read + pair as u64, limit);
@@ -96,8 +98,14 @@ fn tpch_as_views_equals_batch_under_refreshes() {
     }
     assert!(differ.is_empty(), "{}", differ.join("\n"));
     let Some(python) = lake::python() else { return };
+    let began = Instant::now();
     let contents = contents(&server, &views);
+    println!("contents after {:.1} s", began.elapsed().as_secs_f64());
     second_opinion(&python, &contents);
+    println!(
+        "second opinion after {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
 }
 
 /// The queries by number.

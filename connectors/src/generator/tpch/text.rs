@@ -7,6 +7,8 @@ use super::super::random::{Column, below};
 
 /// Every comment is a piece of this much text.
 const POOL: usize = 1 << 18;
+/// Words of a list that come more often than the others.
+const FREQUENT: usize = 4;
 
 /// Appends `least..=most` characters of prose.
 pub(super) fn append_comment(out: &mut Vec<u8>, random: u64, least: u64, most: u64) {
@@ -23,7 +25,12 @@ static PROSE: LazyLock<Vec<u8>> = LazyLock::new(|| {
     while text.len() < POOL {
         let mut word = |list: &[&'static str]| {
             drawn += 1;
-            pick(words.at(drawn), list)
+            // A quarter of the words are among the first of their list, which queries look for.
+            let often = &list[..list.len().min(FREQUENT)];
+            match words.more(drawn, 0) & 3 {
+                0 => pick(words.at(drawn), often),
+                _ => pick(words.at(drawn), list),
+            }
         };
         let subject = [word(ADVERBS), word(ADJECTIVES), word(NOUNS)];
         let verb = [word(VERBS), word(PREPOSITIONS), word(&["the"])];
