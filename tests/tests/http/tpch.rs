@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 const TABLES: &[&str] = &[
     "region", "nation", "supplier", "customer", "part", "partsupp", "orders", "lineitem",
 ];
-/// With it no query has an empty answer at scale 0.01.
+/// With it no query has an empty answer at scale 0.01, not even q18.
 const SEED: u64 = 4;
 /// Comparisons of all views; before some of them the server is killed, and views pause.
 const STEPS: usize = 6;
@@ -93,8 +93,10 @@ fn tpch_as_views_equals_batch_under_refreshes() {
         caught_up(&server, limit);
         println!("step {step}: kept up after {:.2} s", seconds(came));
         for (name, query) in &views {
-            if let Err(difference) = compare(&server, name, query) {
-                differ.push(format!("step {step}: {difference}"));
+            match compare(&server, name, query) {
+                // Later the rows that a query looks for may be among those that are gone.
+                Ok(rows) => assert!(rows || step > 0, "{name} has rows to compare"),
+                Err(difference) => differ.push(format!("step {step}: {difference}")),
             }
         }
         println!("step {step}: compared after {:.2} s", seconds(began));
@@ -143,8 +145,9 @@ fn progressed(server: &Server, target: u64, limit: Duration) -> u64 {
     })
 }
 
-/// The view and the query over the same contents: one statement reads everything at one tick.
-fn compare(server: &Server, name: &str, query: &str) -> Result<(), String> {
+/// The view and the query over the same contents: one statement reads everything at one tick. Whether
+/// there is anything in them, if they are equal.
+fn compare(server: &Server, name: &str, query: &str) -> Result<bool, String> {
     let answer = server.sql(&format!(
         "SELECT 'view' AS side, v.* FROM {name} AS v UNION ALL SELECT 'batch', b.* FROM ({query}) AS b"
     ));
@@ -160,9 +163,8 @@ fn compare(server: &Server, name: &str, query: &str) -> Result<(), String> {
         rows
     };
     let (view, batch) = (side("view"), side("batch"));
-    let is_empty = batch.iter().all(|row| row == "[null]");
-    if view == batch && !is_empty {
-        return Ok(());
+    if view == batch {
+        return Ok(batch.iter().any(|row| row != "[null]"));
     }
     let only = |these: &[String], others: &[String]| {
         let only = these.iter().filter(|row| !others.contains(row));
