@@ -63,7 +63,7 @@ test-http: ## Run the tests of the HTTP API and of outside services alone
 tpch: ## Compare TPC-H's views under refreshes with batch answers and DuckDB, at scale 1 (MILLRACE_TPCH_SCALE=0.1)
 	@$(SERVICES)/pyiceberg.sh install
 	@cargo build --workspace --bins
-	@MILLRACE_TPCH_SCALE=$${MILLRACE_TPCH_SCALE:-1} cargo test --workspace --test http -- --nocapture tpch
+	@MILLRACE_TEST_SILENCE_S=3600 MILLRACE_TPCH_SCALE=$${MILLRACE_TPCH_SCALE:-1} cargo test --workspace --test http -- --nocapture tpch
 
 check: ## Check format and lints
 	@cargo fmt --all --check
