@@ -16,7 +16,7 @@ RELEASE := CARGO_PROFILE_DEV_OPT_LEVEL=3 CARGO_PROFILE_DEV_DEBUG_ASSERTIONS=fals
 export MILLRACE_TEST_KAFKA ?= 127.0.0.1:9092
 SERVICES := tests/services
 
-.PHONY: help build demo test test-unit test-slt test-crash crash-long sim sim-long test-http check fmt bench idle services-start services-stop
+.PHONY: help build demo test test-unit test-slt test-crash crash-long sim sim-long test-http tpch check fmt bench idle services-start services-stop
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -59,6 +59,11 @@ sim-long: ## 22,000 seeded schedules and a larger model (minutes); figures in do
 test-http: ## Run the tests of the HTTP API and of outside services alone
 	@$(SERVICES)/kafka.sh start >/dev/null && $(SERVICES)/pyiceberg.sh install
 	@cargo build --workspace --all-targets && cargo test --workspace --test http --test services
+
+tpch: ## Compare TPC-H's views under refreshes with batch answers and DuckDB, at scale 1 (MILLRACE_TPCH_SCALE=0.1)
+	@$(SERVICES)/pyiceberg.sh install
+	@cargo build --workspace --bins
+	@MILLRACE_TEST_SILENCE_S=3600 MILLRACE_TPCH_SCALE=$${MILLRACE_TPCH_SCALE:-1} cargo test --workspace --test http -- --nocapture tpch
 
 check: ## Check format and lints
 	@cargo fmt --all --check

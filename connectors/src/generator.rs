@@ -1,14 +1,17 @@
-//! Made-up events, for benchmarks and demos: deterministic, and as fast as the engine can take.
+//! Made-up events and tables, for benchmarks and demos: deterministic, and as fast as the engine can take.
 //!
 //! # Contract
 //!
 //! * Event number `n` is the same for ever: every value depends on `seed`, `n` and its column only.
 //!   So any offset can be started at, only wanted columns are computed, and several sources with one
 //!   seed refer to each other as the benchmark means.
-//! * One split, `0`; the offset is the event number, which counts all tables together.
+//! * One split, `0`; the offset is the event number, which counts all tables of Nexmark together. Of
+//!   TPC-H, see [`tpch`].
 //! * With `rate`, events come by the wall clock, at most 100 ms worth of them at once, from wherever
-//!   reading begins. Under a limit they come at once: what a limit covers has been due before.
+//!   reading begins. Under a limit they come at once: what a limit covers has been due before. What
+//!   a table of TPC-H holds at first comes at once, too.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,32 +25,48 @@ use millrace_interchange::scalar;
 
 use crate::options::{ConnectorInfo, Options, hint, option};
 
+mod columns;
 mod nexmark;
 mod random;
+mod tpch;
 
-use nexmark::{Nexmark, Table};
+use nexmark::Nexmark;
+use tpch::Tpch;
 
 pub(crate) const INFO: ConnectorInfo = ConnectorInfo {
     name: "generator",
     options: &[
-        option("kind", "what is generated: nexmark"),
-        option("table", "person, auction or bid"),
+        option("kind", "what is generated: nexmark or tpch"),
+        option(
+            "table",
+            "nexmark: person, auction or bid; tpch: one of its eight tables, such as lineitem",
+        ),
         option("seed", "another seed, other events (default 0)"),
         option(
             "rate",
-            "events per second of all tables together; absent or 0: as fast as possible",
+            "nexmark: events per second of all tables together; tpch: orders per second that refreshes \
+             bring or take; absent or 0: as fast as possible",
         ),
         option(
             "max_events",
-            "ends after so many events of all tables together; absent: never",
+            "nexmark: ends after so many events of all tables together; absent: never",
         ),
         option(
             "out_of_order_ms",
-            "event times are up to this much earlier than their turn (default 0)",
+            "nexmark: event times are up to this much earlier than their turn (default 0)",
         ),
         option(
             "base_time",
-            "event time of the first event (default 2015-07-15T00:00:00Z)",
+            "nexmark: event time of the first event (default 2015-07-15T00:00:00Z)",
+        ),
+        option(
+            "scale",
+            "tpch: scale factor, a multiple of 0.01 up to 10000 (default 0.01)",
+        ),
+        option(
+            "refreshes",
+            "tpch: pairs of refreshes after the initial rows, each brings a thousandth of the orders \
+             and then takes as many of the oldest (default 0)",
         ),
         option("batch_size", "rows per batch (default 16384)"),
     ],
@@ -69,25 +88,147 @@ const PACE_US: i64 = 10_000;
 #[derive(Debug, Clone)]
 pub(crate) struct GeneratorSource {
     schema: SchemaRef,
-    events: Nexmark,
+    model: Model,
     rate: u64,
-    max_events: Option<u64>,
     batch_rows: u64,
 }
 
-pub(crate) fn discover(options: &Options<'_>) -> Result<Schema> {
-    options.required_word("kind", &["nexmark"])?;
-    Ok(table(options)?.schema())
+/// What is generated.
+#[derive(Debug, Clone)]
+enum Model {
+    Nexmark {
+        events: Nexmark,
+        max_events: Option<u64>,
+    },
+    Tpch(Tpch),
 }
 
-fn table(options: &Options<'_>) -> Result<Table> {
-    Ok(
-        match options.required_word("table", &["person", "auction", "bid"])? {
-            "person" => Table::Person,
-            "auction" => Table::Auction,
-            _ => Table::Bid,
-        },
-    )
+/// Options that only one kind has.
+const OF_NEXMARK: &[&str] = &["max_events", "out_of_order_ms", "base_time"];
+const OF_TPCH: &[&str] = &["scale", "refreshes"];
+
+pub(crate) fn discover(options: &Options<'_>) -> Result<Schema> {
+    Ok(match kind(options)? {
+        "nexmark" => nexmark_table(options)?.schema(),
+        _ => tpch_table(options)?.schema(),
+    })
+}
+
+fn kind(options: &Options<'_>) -> Result<&'static str> {
+    let kind = options.required_word("kind", &["nexmark", "tpch"])?;
+    let others = match kind {
+        "nexmark" => OF_TPCH,
+        _ => OF_NEXMARK,
+    };
+    for name in others {
+        if options.text(name).is_some() {
+            return Err(Error::invalid(format!(
+                "option \"{name}\" does not belong to kind \"{kind}\" of connector \"generator\""
+            ))
+            .hint(format!("leave \"{name}\" out")));
+        }
+    }
+    Ok(kind)
+}
+
+fn nexmark_table(options: &Options<'_>) -> Result<nexmark::Table> {
+    let table = options.required_word("table", &["person", "auction", "bid"])?;
+    Ok(match table {
+        "person" => nexmark::Table::Person,
+        "auction" => nexmark::Table::Auction,
+        _ => nexmark::Table::Bid,
+    })
+}
+
+fn tpch_table(options: &Options<'_>) -> Result<tpch::Table> {
+    let table = options.required_word("table", tpch::Table::NAMES)?;
+    Ok(tpch::Table::named(table))
+}
+
+impl Model {
+    fn new(options: &Options<'_>, rate: u64) -> Result<Self> {
+        let seed = options.number("seed")?.unwrap_or(0);
+        if kind(options)? == "tpch" {
+            return Ok(Self::Tpch(tpch(options, seed)?));
+        }
+        let base_us = match options.text("base_time") {
+            None => DEFAULT_BASE_US,
+            Some(text) => scalar::timestamp(text.as_bytes())
+                .ok_or_else(|| options.wrong("base_time", "a time such as 2015-07-15T00:00:00Z"))?,
+        };
+        let events_per_second = if rate == 0 {
+            DEFAULT_EVENTS_PER_SECOND
+        } else {
+            rate
+        };
+        let jitter_ms: u64 = options.number("out_of_order_ms")?.unwrap_or(0);
+        if jitter_ms > 86_400_000 {
+            return Err(options.wrong("out_of_order_ms", "at most a day (86400000)"));
+        }
+        Ok(Self::Nexmark {
+            events: Nexmark::new(
+                nexmark_table(options)?,
+                seed,
+                base_us,
+                events_per_second,
+                jitter_ms * 1000,
+            ),
+            max_events: options.number("max_events")?,
+        })
+    }
+
+    /// Events of a model that ends.
+    fn last(&self) -> Option<u64> {
+        match self {
+            Self::Nexmark { max_events, .. } => *max_events,
+            Self::Tpch(tables) => Some(tables.events()),
+        }
+    }
+
+    /// Events before this one come as fast as possible.
+    fn paced_from(&self) -> u64 {
+        match self {
+            Self::Nexmark { .. } => 0,
+            Self::Tpch(tables) => tables.initial(),
+        }
+    }
+
+    fn end_of(&self, from: u64, rows: u64) -> u64 {
+        match self {
+            Self::Nexmark { events, .. } => events.end_of(from, rows),
+            Self::Tpch(tables) => tables.end_of(from, rows),
+        }
+    }
+
+    fn batch(
+        &self,
+        events: Range<u64>,
+        output: &SchemaRef,
+    ) -> Result<(RecordBatch, Option<Vec<i64>>)> {
+        match self {
+            Self::Nexmark { events: model, .. } => Ok((model.batch(events, output)?, None)),
+            Self::Tpch(tables) => tables.batch(events, output),
+        }
+    }
+}
+
+fn tpch(options: &Options<'_>, seed: u64) -> Result<Tpch> {
+    let hundredths = match options.text("scale") {
+        None => 1,
+        Some(text) => {
+            let scale = scalar::decimal(text.trim().as_bytes(), 7, 2).ok();
+            let hundredths = scale.and_then(|scale| u64::try_from(scale).ok());
+            hundredths
+                .filter(|hundredths| (1..=1_000_000).contains(hundredths))
+                .ok_or_else(|| options.wrong("scale", "a multiple of 0.01 up to 10000"))?
+        }
+    };
+    let refreshes = options.number("refreshes")?.unwrap_or(0);
+    // Offsets stay far below 2^63: a refresh is at most 3e7 events.
+    if refreshes > 1_000_000_000 {
+        return Err(options.wrong("refreshes", "at most 1000000000"));
+    }
+    Ok(Tpch::new(tpch_table(options)?, seed, hundredths, refreshes))
 }
 
 impl GeneratorSource {
@@ -99,36 +240,14 @@ impl GeneratorSource {
             declared(&full, columns)?
         };
         let rate = options.number("rate")?.unwrap_or(0);
-        let base_us = match options.text("base_time") {
-            None => DEFAULT_BASE_US,
-            Some(text) => scalar::timestamp(text.as_bytes())
-                .ok_or_else(|| options.wrong("base_time", "a time such as 2015-07-15T00:00:00Z"))?,
-        };
         let batch_rows = options.number("batch_size")?.unwrap_or(16_384_u64);
         if batch_rows == 0 || batch_rows > 1 << 20 {
             return Err(options.wrong("batch_size", "between 1 and 1048576"));
         }
-        let events_per_second = if rate == 0 {
-            DEFAULT_EVENTS_PER_SECOND
-        } else {
-            rate
-        };
-        let jitter_ms: u64 = options.number("out_of_order_ms")?.unwrap_or(0);
-        if jitter_ms > 86_400_000 {
-            return Err(options.wrong("out_of_order_ms", "at most a day (86400000)"));
-        }
-        let seed = options.number("seed")?.unwrap_or(0);
         Ok(Self {
-            events: Nexmark::new(
-                table(options)?,
-                seed,
-                base_us,
-                events_per_second,
-                jitter_ms * 1000,
-            ),
+            model: Model::new(options, rate)?,
             schema: Arc::new(schema),
             rate,
-            max_events: options.number("max_events")?,
             batch_rows,
         })
     }
@@ -178,10 +297,13 @@ impl Source for GeneratorSource {
         })])
     }
     fn bounded(&self) -> bool {
-        self.max_events.is_some()
+        self.model.last().is_some()
     }
     fn append_only(&self) -> bool {
-        true
+        match &self.model {
+            Model::Nexmark { .. } => true,
+            Model::Tpch(tables) => tables.append_only(),
+        }
     }
     fn any_event_time(&self) -> bool {
         true
@@ -234,15 +356,11 @@ impl GeneratorReader {
             left -= pause;
         }
     }
-
-    fn batch(&self, events: std::ops::Range<u64>) -> Result<RecordBatch> {
-        self.source.events.batch(events, &self.output)
-    }
 }
 
 impl Reader for GeneratorReader {
     fn poll(&mut self, limit: Option<&Offsets>, wait: Duration) -> Result<Polled> {
-        let last = self.source.max_events.unwrap_or(u64::MAX);
+        let last = self.source.model.last().unwrap_or(u64::MAX);
         let limit = limit.map(|limit| limit.0.get(SPLIT).copied().unwrap_or(0));
         let stop = limit.unwrap_or(last).min(last);
         if limit.is_some_and(|limit| self.next >= limit.min(last)) {
@@ -251,22 +369,24 @@ impl Reader for GeneratorReader {
         if self.next >= last {
             return Ok(Polled::End);
         }
-        let due = if limit.is_some() {
-            u64::MAX
-        } else {
-            self.due(wait)
+        let paced_from = self.source.model.paced_from();
+        let paced = self.source.rate != 0 && limit.is_none() && self.next >= paced_from;
+        let due = match limit {
+            Some(_) => u64::MAX,
+            None if self.next < paced_from => paced_from - self.next,
+            None => self.due(wait),
         };
         if due == 0 {
             return Ok(Polled::Idle);
         }
         let rows = self.source.batch_rows;
-        let end = self.source.events.end_of(self.next, rows);
+        let end = self.source.model.end_of(self.next, rows);
         let end = end
             .min(self.next.saturating_add(due))
             .min(self.next + EVENTS_MAX)
             .min(stop);
-        let batch = self.batch(self.next..end)?;
-        if self.source.rate != 0 && limit.is_none() {
+        let (batch, diffs) = self.source.model.batch(self.next..end, &self.output)?;
+        if paced {
             self.credit -= (end - self.next) as f64;
         }
         self.next = end;
@@ -274,14 +394,14 @@ impl Reader for GeneratorReader {
             // Nothing of this table; the offset travels with the next rows.
             return Ok(Polled::Idle);
         }
-        let known = self.source.max_events.or(limit);
+        let known = self.source.model.last().or(limit);
         Ok(Polled::Chunk(Chunk {
             split: Arc::clone(&self.split),
             begin: std::mem::replace(&mut self.told, end),
             end,
             bytes: batch.get_array_memory_size() as u64,
             batch,
-            diffs: None,
+            diffs,
             rejected: Vec::new(),
             // The offset alone says what a row is.
             digest: None,

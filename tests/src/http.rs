@@ -37,8 +37,13 @@ impl Response {
     }
 }
 
-/// Longest silence of the server within one answer.
-const TIMEOUT: Duration = Duration::from_secs(120);
+/// Longest silence of the server within one answer; `MILLRACE_TEST_SILENCE_S` gives more time to
+/// statements over very much.
+fn silence_max() -> Duration {
+    let given = std::env::var("MILLRACE_TEST_SILENCE_S").ok();
+    let given = given.and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(given.unwrap_or(120))
+}
 
 /// Sends a request and reads the whole answer.
 pub fn request(
@@ -64,7 +69,7 @@ pub fn request(
 /// Sends bytes as they are and reads an answer up to the end of the connection.
 pub fn raw(address: &str, bytes: &[u8]) -> io::Result<Response> {
     let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_read_timeout(Some(silence_max()))?;
     stream.set_nodelay(true)?;
     // A server may answer (too large) before it has read all: its answer counts.
     let written = stream.write_all(bytes);
@@ -148,7 +153,7 @@ impl Lines {
     /// When the server is not there.
     pub fn of(address: &str, relation: &str) -> Self {
         let mut stream = TcpStream::connect(address).expect("connected");
-        stream.set_read_timeout(Some(TIMEOUT)).expect("set");
+        stream.set_read_timeout(Some(silence_max())).expect("set");
         let body = serde_json::json!({"sql": format!("SUBSCRIBE TO {relation}")}).to_string();
         let head = format!(
             "POST /api/v1/sql HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",

@@ -25,6 +25,8 @@ mod nexmark;
 mod processes;
 #[path = "http/storage.rs"]
 mod storage;
+#[path = "http/tpch.rs"]
+mod tpch;
 #[path = "http/upgrade.rs"]
 mod upgrade;
 

@@ -10,13 +10,11 @@
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{
-    ArrayRef, Int64Array, RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray,
-};
-use arrow::buffer::{Buffer, OffsetBuffer, ScalarBuffer};
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use millrace_dataflow::error::{Error, Result};
 
+use super::columns::{append_number, longs, pick, strings};
 use super::random::{Column, append_letters, below};
 
 /// Events of one round, and the first of each kind in it.
@@ -298,7 +296,7 @@ impl Nexmark {
                     Ok(hot) => out.extend_from_slice(HOT_CHANNELS[hot]),
                     Err(number) => {
                         out.extend_from_slice(b"channel-");
-                        decimal(out, u64::from(number.reverse_bits() & 0x7fff_ffff));
+                        append_number(out, u64::from(number.reverse_bits() & 0x7fff_ffff));
                     }
                 })
             }
@@ -322,7 +320,7 @@ impl Nexmark {
                         && number % 10 != 0
                     {
                         out.extend_from_slice(b"&channel_id=");
-                        decimal(out, u64::from(number.reverse_bits() & 0x7fff_ffff));
+                        append_number(out, u64::from(number.reverse_bits() & 0x7fff_ffff));
                     }
                 })
             }
@@ -333,13 +331,7 @@ impl Nexmark {
     }
 
     fn random(&self, column: &str) -> Column {
-        // FNV-1a: the name itself makes the column's numbers its own.
-        let name = column
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-            });
-        Column::new(self.seed, name)
+        Column::named(self.seed, column)
     }
 
     /// Event time at which event `n` has its turn.
@@ -450,49 +442,10 @@ fn price(random: u64) -> i64 {
     (TABLE[whole] * factor + 0.5) as i64
 }
 
-#[inline]
-fn pick<'w>(random: u64, words: &[&'w str]) -> &'w [u8] {
-    words[below(random, words.len() as u64) as usize].as_bytes()
-}
-
-fn decimal(out: &mut Vec<u8>, mut number: u64) {
-    let mut digits = [0_u8; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(&digits[at..]);
-}
-
-fn longs(events: &[u64], value: impl Fn(u64) -> i64) -> ArrayRef {
-    Arc::new(Int64Array::from_iter_values(
-        events.iter().map(|n| value(*n)),
-    ))
-}
-
 fn timestamps(events: &[u64], value: impl Fn(u64) -> i64) -> ArrayRef {
     Arc::new(TimestampMicrosecondArray::from_iter_values(
         events.iter().map(|n| value(*n)),
     ))
-}
-
-/// `about` is the expected length of one string.
-fn strings(events: &[u64], about: usize, append: impl Fn(u64, &mut Vec<u8>)) -> ArrayRef {
-    // A few letters more, which `append_letters` cuts off again.
-    let mut data = Vec::with_capacity(events.len() * about + 64);
-    let mut offsets = Vec::with_capacity(events.len() + 1);
-    offsets.push(0);
-    for n in events {
-        append(*n, &mut data);
-        offsets.push(i32::try_from(data.len()).expect("a batch holds far less than 2 GiB of text"));
-    }
-    let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
-    Arc::new(StringArray::new(offsets, Buffer::from_vec(data), None))
 }
 
 const HOT_CHANNELS: [&[u8]; 4] = [b"Google", b"Facebook", b"Baidu", b"Apple"];

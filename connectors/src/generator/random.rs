@@ -8,10 +8,18 @@ const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 pub(super) struct Column(u64);
 
 impl Column {
-    pub(super) fn new(seed: u64, column: u64) -> Self {
+    fn new(seed: u64, column: u64) -> Self {
         Self(mix(
             mix(seed.wrapping_add(GAMMA)) ^ column.wrapping_mul(0xd6e8_feb8_6659_fd93)
         ))
+    }
+    /// The numbers of a column of that name.
+    pub(super) fn named(seed: u64, name: &str) -> Self {
+        // FNV-1a: the name itself makes the column's numbers its own.
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        Self::new(seed, hash)
     }
     #[inline]
     pub(super) fn at(self, n: u64) -> u64 {
