@@ -23,6 +23,8 @@ mod generate;
 mod known;
 #[path = "properties/run.rs"]
 mod run;
+#[path = "properties/shrink.rs"]
+mod shrink;
 #[path = "properties/tree.rs"]
 mod tree;
 
@@ -30,13 +32,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use millrace_tests::kafka::broker;
 use millrace_tests::lake::python;
 use millrace_tests::rng::Rng;
 
 use case::Case;
-use run::Outcome;
+use run::{Finding, Outcome};
+use shrink::Shrinker;
 use tree::Dialect;
 
 /// Queries of a case: they live side by side on one server.
@@ -44,6 +48,10 @@ const QUERIES: usize = 40;
 const PAIRS: usize = 2_000;
 /// Cases that run side by side.
 const THREADS: usize = 2;
+
+/// Findings that are made small, each within so many seconds.
+const SHRUNK: usize = 12;
+const SHRINK_S: usize = 60;
 
 fn number(name: &str, otherwise: usize) -> usize {
     std::env::var(name)
@@ -61,7 +69,7 @@ struct Report {
     duck_compared: usize,
     duck_refused: usize,
     operators: BTreeMap<&'static str, usize>,
-    findings: Vec<String>,
+    findings: Vec<(Case, Finding)>,
 }
 
 impl Report {
@@ -104,7 +112,7 @@ impl Report {
                 finding.text
             );
             println!("FOUND {text}");
-            self.findings.push(text);
+            self.findings.push((case.clone(), finding));
         }
     }
 
@@ -160,6 +168,18 @@ fn incremental_equals_batch_and_another_engine() {
     });
     let report = report.into_inner().expect("no panic");
     report.print();
+    let limit = number("MILLRACE_ORACLE_SHRINK_S", SHRINK_S);
+    for (case, finding) in report.findings.iter().take(SHRUNK) {
+        let limit = Duration::from_secs(limit as u64);
+        let shrinker = Shrinker::new(&broker, python.as_deref(), limit);
+        match shrinker.shrink(case, finding) {
+            Some(small) => {
+                let (path, text) = shrinker.write(&small, finding);
+                println!("SMALL {}\n{}\n{text}", path.display(), finding.kind);
+            }
+            None => println!("seed {} did not fail again", case.seed),
+        }
+    }
     assert!(
         report.refused * 5 <= report.pairs,
         "{} of {} queries are refused as views",

@@ -152,20 +152,13 @@ impl Type {
         match (self, value) {
             (_, None) => Value::Null,
             (Self::Bool, Some(text)) => json!(text == "true"),
-            (Self::Int, Some(text)) => json!(text.parse::<i64>().expect("an integer")),
+            (Self::Int | Self::Big, Some(text)) => json!(text.parse::<i64>().expect("an integer")),
             (Self::Double, Some(text)) => match text.parse::<f64>() {
                 Ok(number) if number.is_finite() => json!(number),
                 _ => json!(text),
             },
             (_, Some(text)) => json!(text),
         }
-    }
-
-    pub(crate) fn is_number(self) -> bool {
-        matches!(
-            self,
-            Self::Int | Self::Big | Self::Dec | Self::Wide | Self::Double
-        )
     }
 }
 
@@ -238,6 +231,12 @@ impl Table {
     pub(crate) fn names(&self) -> String {
         let names: Vec<String> = (0..self.types.len()).map(|i| format!("c{i}")).collect();
         names.join(", ")
+    }
+
+    /// A row as a list.
+    pub(crate) fn json(&self, row: &Row) -> Value {
+        let values = self.types.iter().zip(row);
+        values.map(|(ty, value)| ty.json(value.as_ref())).collect()
     }
 
     /// A record of a change.
@@ -350,10 +349,5 @@ impl Contents {
         let mut row: Row = table.types.iter().map(|ty| ty.any(rng)).collect();
         row[1] = Some(time);
         row
-    }
-
-    /// The rows as JSON for the other engine.
-    pub(crate) fn json(&self) -> Value {
-        json!(self.rows.iter().map(|(_, row)| row).collect::<Vec<_>>())
     }
 }

@@ -3,6 +3,7 @@
 use millrace_tests::rng::Rng;
 
 use super::data::{TYPES, Type};
+use super::known;
 use super::tree::{Piece, Tree, pieces};
 
 /// A column as expressions name it.
@@ -27,6 +28,15 @@ pub(crate) fn of_type(scope: &[Column], ty: Type) -> Vec<&Column> {
 
 pub(crate) fn reference(column: &Column) -> Tree {
     Tree::expression(column.ty, pieces![column.name.as_str()])
+}
+
+/// A column of the type if there is one, else any column; never a constant.
+pub(crate) fn some_column(ty: Type, scope: &[Column], rng: &mut Rng) -> Tree {
+    let fitting = of_type(scope, ty);
+    match fitting.is_empty() {
+        true => reference(&scope[rng.below(scope.len())]),
+        false => reference(fitting[rng.below(fitting.len())]),
+    }
 }
 
 /// A column of the type, or a literal.
@@ -88,10 +98,29 @@ pub(crate) fn expression(ty: Type, scope: &[Column], depth: usize, rng: &mut Rng
         Type::Date => make(pieces!["CAST(", sub(Type::Stamp, rng), " AS DATE)"]).with("cast"),
         Type::Stamp => {
             let unit = ["year", "month", "day", "hour"][rng.below(4)];
-            make(pieces![format!("date_trunc('{unit}', "), sub(ty, rng), ")"]).with("date_trunc")
+            // DuckDB makes a date of it.
+            let head = format!("CAST(date_trunc('{unit}', ");
+            let of = if known::DATE_TRUNC_FAR_AWAY {
+                Tree::frame(pieces![sub(ty, rng)])
+            } else {
+                near_ours(sub(ty, rng))
+            };
+            make(pieces![head, of, ") AS TIMESTAMP)"]).with("date_trunc")
         }
         Type::Big | Type::Wide => leaf(ty, scope, rng),
     }
+}
+
+/// A time, or the beginning of 2024 instead of one that is far away.
+fn near_ours(time: Tree) -> Tree {
+    let again = time.clone();
+    Tree::frame(pieces![
+        "CASE WHEN ",
+        time,
+        " BETWEEN TIMESTAMP '1900-01-01 00:00:00' AND TIMESTAMP '2100-01-01 00:00:00' THEN ",
+        again,
+        " END"
+    ])
 }
 
 fn two(ty: Type, scope: &[Column], depth: usize, rng: &mut Rng) -> (Tree, Tree) {

@@ -11,3 +11,11 @@ pub(crate) const EQUAL_GROUPING_SETS: bool = false;
 pub(crate) const MEDIAN_OF_INTEGERS: bool = false;
 /// LATERAL over `count` is refused.
 pub(crate) const LATERAL_COUNT: bool = false;
+/// A correlated subquery in FROM that gives a column a name which its condition uses for another one:
+/// `LATERAL (SELECT u.b AS a FROM u WHERE u.a = t.a)` is refused, "a" being ambiguous (42702).
+pub(crate) const CORRELATED_NAMES: bool = false;
+/// `last_value(x ORDER BY 0)`: a constant in the order of an aggregate is taken for a place (42P10).
+pub(crate) const CONSTANT_ORDER: bool = false;
+/// `date_trunc` of a time far from 1970 is off by centuries (it passes through nanoseconds):
+/// `date_trunc('year', TIMESTAMP '9999-12-31 00:00:00')` gives 1816.
+pub(crate) const DATE_TRUNC_FAR_AWAY: bool = false;

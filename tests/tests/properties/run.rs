@@ -33,6 +33,8 @@ pub(crate) struct Finding {
     pub(crate) step: usize,
     /// Which answers differ, in a few words.
     pub(crate) kind: &'static str,
+    /// SQLSTATE, where there is one.
+    pub(crate) code: String,
     pub(crate) text: String,
 }
 
@@ -258,6 +260,9 @@ impl<'a> Run<'a> {
             })
             .collect();
         self.server.caught_up(&fed, LIMIT);
+        for source in self.server.list("sources") {
+            assert_eq!(source["rejected_rows"], 0, "{source}");
+        }
     }
 
     fn check(&mut self, step: usize, opinions: Option<&[Result<Answer, String>]>) {
@@ -348,10 +353,13 @@ impl<'a> Run<'a> {
     }
 
     fn note(&mut self, query: usize, step: usize, kind: &'static str, text: String) {
+        let error: Value = serde_json::from_str(&text).unwrap_or_default();
+        let code = error["code"].as_str().unwrap_or_default().to_string();
         self.outcome.findings.push(Finding {
             query,
             step,
             kind,
+            code,
             text,
         });
     }

@@ -214,6 +214,17 @@ impl Tree {
         }
     }
 
+    pub(crate) fn rename(&mut self, name: &impl Fn(&str) -> String) {
+        for piece in &mut self.pieces {
+            match piece {
+                Piece::Table(table) => *table = name(table),
+                Piece::Tree(tree) | Piece::From(tree) => tree.rename(name),
+                Piece::List(trees, _) => trees.iter_mut().for_each(|tree| tree.rename(name)),
+                _ => {}
+            }
+        }
+    }
+
     pub(crate) fn size(&self) -> usize {
         let mut size = 0;
         self.visit(&mut |tree| size += tree.pieces.len());

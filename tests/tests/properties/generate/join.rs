@@ -3,7 +3,8 @@
 use super::aggregate::whole;
 use super::{Column, Generator, MOST_ROWS, Relation};
 use crate::data::Type;
-use crate::expression::{columns, predicate};
+use crate::expression::{columns, predicate, reference};
+use crate::known;
 use crate::tree::{Piece, Tree, pieces};
 
 impl Generator<'_> {
@@ -173,7 +174,7 @@ impl Generator<'_> {
         let mut value = vec![
             "(SELECT ".into(),
             call.into(),
-            " AS c0 FROM ".into(),
+            " FROM ".into(),
             Piece::From(right.tree),
             format!(" AS {r}").into(),
         ];
@@ -219,12 +220,18 @@ impl Generator<'_> {
             return left;
         };
         let grouped = self.rng.coin();
+        let name = if known::CORRELATED_NAMES { "c" } else { "x" };
         let (types, items) = if grouped {
             let (ty, call) = self.aggregate_but_count(&right_scope);
-            (vec![ty], vec![Tree::frame(pieces![call, " AS c0"])])
+            let item = Tree::frame(pieces![call, format!(" AS {name}0")]);
+            (vec![ty], vec![item])
         } else {
             let some = self.some(&right_scope, 3);
-            Self::all(&some)
+            let item = |(i, column): (usize, &Column)| {
+                Tree::frame(pieces![reference(column), format!(" AS {name}{i}")])
+            };
+            let types = some.iter().map(|column| column.ty).collect();
+            (types, some.iter().enumerate().map(item).collect())
         };
         let rows = if grouped {
             left.rows
@@ -234,7 +241,10 @@ impl Generator<'_> {
         let scope: Vec<Column> = left_scope
             .iter()
             .cloned()
-            .chain(columns(&x, &types))
+            .chain(columns(&x, &types).into_iter().map(|mut column| {
+                column.name = column.name.replace(".c", &format!(".{name}"));
+                column
+            }))
             .collect();
         let some = self.some(&scope, 5);
         let (outer_types, outer) = Self::all(&some);
