@@ -27,6 +27,8 @@ mod run;
 mod shrink;
 #[path = "properties/tree.rs"]
 mod tree;
+#[path = "properties/watch.rs"]
+mod watch;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -65,6 +67,8 @@ struct Report {
     pairs: usize,
     refused: usize,
     failing: usize,
+    watched: usize,
+    drained: usize,
     batch_compared: usize,
     duck_compared: usize,
     duck_refused: usize,
@@ -82,6 +86,8 @@ impl Report {
         }
         self.refused += outcome.refused.len();
         self.failing += outcome.failing;
+        self.watched += outcome.watched;
+        self.drained += outcome.drained;
         self.batch_compared += outcome.batch_compared;
         self.duck_compared += outcome.duck_compared;
         self.duck_refused += outcome.duck_refused.len();
@@ -119,13 +125,15 @@ impl Report {
     fn print(&self) {
         println!(
             "{} pairs; {} refused; {} with failing rows; compared {} times with one-shot queries, \
-             {} times with DuckDB (which refused {})",
+             {} times with DuckDB (which refused {}), {} times with subscribers; {} states drained",
             self.pairs,
             self.refused,
             self.failing,
             self.batch_compared,
             self.duck_compared,
-            self.duck_refused
+            self.duck_refused,
+            self.watched,
+            self.drained
         );
         let mut operators: Vec<(usize, &str)> =
             self.operators.iter().map(|(name, n)| (*n, *name)).collect();
@@ -176,6 +184,7 @@ fn incremental_equals_batch_and_another_engine() {
             Some(small) => {
                 let (path, text) = shrinker.write(&small, finding);
                 println!("SMALL {}\n{}\n{text}", path.display(), finding.kind);
+                println!("{}", shrinker.again(&small, finding));
             }
             None => println!("seed {} did not fail again", case.seed),
         }

@@ -158,11 +158,14 @@ impl Case {
     }
 }
 
+/// When the last event is.
+pub(crate) const LAST_EVENT: &str = "2024-03-05T00:00:00";
+
 /// An event after all others, whose time closes every window.
 fn last_event(table: &Table) -> Change {
     let mut row: Row = table.types.iter().map(|_| None).collect();
     debug_assert_eq!(table.types[1], Type::Stamp);
-    row[1] = Some("2024-03-05T00:00:00".into());
+    row[1] = Some(LAST_EVENT.into());
     Change {
         id: u64::MAX,
         row,

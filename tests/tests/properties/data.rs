@@ -3,6 +3,8 @@
 use millrace_tests::rng::Rng;
 use serde_json::{Map, Value, json};
 
+use super::known;
+
 /// Types of columns. `Big` and `Wide` hold extremes, hence are compared and never added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Type {
@@ -110,7 +112,10 @@ impl Type {
             return None;
         }
         let values = self.values();
-        let text = values[rng.below(values.len())];
+        let mut text = values[rng.below(values.len())];
+        if text == "-0.0" && !known::MINUS_ZERO {
+            text = "0.0";
+        }
         Some(if text == "long" {
             "xy".repeat(150)
         } else {

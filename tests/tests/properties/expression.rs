@@ -88,9 +88,17 @@ pub(crate) fn expression(ty: Type, scope: &[Column], depth: usize, rng: &mut Rng
             _ => make(pieces!["CAST(", sub(Type::Int, rng), " AS DECIMAL(18,2))"]).with("cast"),
         },
         Type::Double => match rng.below(4) {
-            0 => make(pieces!["(", sub(ty, rng), " + ", sub(ty, rng), ")"]).with("double +"),
-            1 => make(pieces!["(", sub(ty, rng), " * ", sub(ty, rng), ")"]).with("double *"),
-            2 => make(pieces!["(- ", sub(ty, rng), ")"]).with("double -"),
+            kind @ (0 | 1) => {
+                let (mut a, mut b) = two(ty, scope, depth, rng);
+                if !known::NAN_OF_ARITHMETIC {
+                    (a, b) = (finite(a), finite(b));
+                }
+                let (sign, name) = [(" + ", "double +"), (" * ", "double *")][kind];
+                make(pieces!["(", a, sign, b, ")"]).with(name)
+            }
+            // Minus 0 is another 0.
+            2 if known::MINUS_ZERO => make(pieces!["(- ", sub(ty, rng), ")"]).with("double -"),
+            2 => make(pieces!["(1 - ", sub(ty, rng), ")"]).with("double -"),
             _ => make(pieces!["CAST(", sub(Type::Int, rng), " AS DOUBLE)"]).with("cast"),
         },
         Type::Text => text(scope, depth, rng),
@@ -121,6 +129,13 @@ fn near_ours(time: Tree) -> Tree {
         again,
         " END"
     ])
+}
+
+/// A double, or NULL for one that is not finite.
+fn finite(number: Tree) -> Tree {
+    let again = number.clone();
+    let range = " BETWEEN -1000000000 AND 1000000000 THEN ";
+    Tree::frame(pieces!["CASE WHEN ", number, range, again, " END"])
 }
 
 fn two(ty: Type, scope: &[Column], depth: usize, rng: &mut Rng) -> (Tree, Tree) {

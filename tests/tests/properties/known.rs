@@ -19,3 +19,18 @@ pub(crate) const CONSTANT_ORDER: bool = false;
 /// `date_trunc` of a time far from 1970 is off by centuries (it passes through nanoseconds):
 /// `date_trunc('year', TIMESTAMP '9999-12-31 00:00:00')` gives 1816.
 pub(crate) const DATE_TRUNC_FAR_AWAY: bool = false;
+/// `SELECT t.b AS a, unnest(ARRAY[1]) FROM t`, where t has a column a: "a" is ambiguous (42702).
+pub(crate) const UNNEST_RENAMES: bool = false;
+/// `CAST(TIMESTAMP … AS VARCHAR)` has a `T` between date and time, PostgreSQL a blank.
+pub(crate) const TEXT_OF_TIMES: bool = false;
+/// `rank() OVER (ORDER BY d)` takes -0 and 0 for different, also in views.
+pub(crate) const RANKS_OF_DOUBLES: bool = false;
+/// NaN that arithmetic made (`Infinity - Infinity`) is less than all numbers, as its sign bit is set.
+pub(crate) const NAN_OF_ARITHMETIC: bool = false;
+/// Comparisons of expressions take -0 for less than 0 (`-d <= d` is false for a d of 0), also in views.
+pub(crate) const MINUS_ZERO: bool = false;
+/// A correlated condition over columns of which one is BIGINT and the other DECIMAL is refused (42804):
+/// `UNION` of BIGINT and `row_number()` makes such a column.
+pub(crate) const CORRELATED_TYPES: bool = false;
+/// A view WITH RECURSIVE whose first term holds a join stays as it was at its first tick.
+pub(crate) const RECURSION_OVER_JOINS: bool = false;

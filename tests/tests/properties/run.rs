@@ -1,5 +1,6 @@
 //! Runs a case on a real server and collects what differs.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use super::data::{Feed, Table};
 use super::duck;
 use super::generate::Query;
 use super::tree::Dialect;
+use super::watch::Watch;
 
 const LIMIT: Duration = Duration::from_secs(240);
 const FLAGS: &[&str] = &[
@@ -23,6 +25,8 @@ const FLAGS: &[&str] = &[
     "--commit-interval",
     "300ms",
 ];
+/// Subscribers of a case.
+const WATCHES: usize = 3;
 /// Statements that travel together.
 const SCRIPT: usize = 40;
 
@@ -45,6 +49,9 @@ pub(crate) struct Outcome {
     pub(crate) refused: Vec<(usize, String)>,
     /// Queries of which some row fails (an overflow, a cast).
     pub(crate) failing: usize,
+    /// Comparisons with subscribers, and of state with what it was at first.
+    pub(crate) watched: usize,
+    pub(crate) drained: usize,
     pub(crate) batch_compared: usize,
     pub(crate) duck_compared: usize,
     /// What the other engine does not take.
@@ -64,6 +71,10 @@ struct Run<'a> {
     rng: Rng,
     /// By query: it is there.
     made: Vec<bool>,
+    /// Subscribers, with their queries.
+    watches: Vec<(usize, Watch)>,
+    /// Rows of state by query, before there was any input.
+    baseline: BTreeMap<String, u64>,
     outcome: Outcome,
 }
 
@@ -78,17 +89,26 @@ pub(crate) fn run(case: &Case, broker: &str, python: Option<&Path>) -> Outcome {
         inputs: vec![],
         rng: Rng::new(case.seed).fork("run"),
         made: vec![false; case.queries.len()],
+        watches: vec![],
+        baseline: BTreeMap::new(),
         outcome: Outcome::default(),
     };
     run.create_inputs(broker);
     let opinions = python.map(|python| duck::ask(python, case));
     for step in 0..case.steps.len() {
-        run.create_views(step);
+        run.create(step);
+        if step == 0 {
+            run.baseline = run.state();
+            run.watch();
+        }
         run.happen(case.steps[step].event);
         run.feed(step);
         run.create_views_after(step);
         run.caught_up();
         run.check(step, opinions.as_ref().map(|steps| steps[step].as_slice()));
+    }
+    if case.drained {
+        run.check_state();
     }
     run.outcome
 }
@@ -159,10 +179,6 @@ impl<'a> Run<'a> {
             ));
             self.inputs.push(input);
         }
-    }
-
-    fn create_views(&mut self, step: usize) {
-        self.create(step);
     }
 
     /// Views that come after everything.
@@ -281,7 +297,86 @@ impl<'a> Run<'a> {
         let batches = self.ask(&batches);
         for ((at, view), batch) in made.iter().zip(views).zip(batches) {
             let opinion = opinions.map(|opinions| &opinions[*at]);
+            if let Ok(view) = &view {
+                self.check_watch(*at, step, &Answer::of(view));
+            }
             self.judge(*at, step, view, batch, opinion);
+        }
+    }
+
+    /// Some of the views that are there from the start get a subscriber.
+    fn watch(&mut self) {
+        let made = (0..self.made.len()).filter(|at| self.made[*at]);
+        for at in made.take(WATCHES) {
+            let name = &self.case.queries[at].0.name;
+            let watch = Watch::start(&self.server.address, name);
+            self.watches.push((at, watch));
+        }
+    }
+
+    fn check_watch(&mut self, at: usize, step: usize, view: &Answer) {
+        let Some((_, watch)) = self.watches.iter_mut().find(|(other, _)| *other == at) else {
+            return;
+        };
+        if watch.ended() {
+            let name = &self.case.queries[at].0.name;
+            *watch = Watch::start(&self.server.address, name);
+        }
+        self.outcome.watched += 1;
+        if let Some(text) = watch.difference(view) {
+            self.note(at, step, "view and subscription differ", text);
+        }
+    }
+
+    /// Rows of state by relation.
+    fn state(&self) -> BTreeMap<String, u64> {
+        let mut rows = BTreeMap::new();
+        for row in self
+            .server
+            .rows("SELECT relation, rows FROM millrace.state")
+        {
+            let name = row[0].as_str().unwrap_or_default().to_string();
+            *rows.entry(name).or_default() += row[1].as_u64().unwrap_or_default();
+        }
+        rows
+    }
+
+    /// Nothing is left of rows that are gone. Views of what cannot lose rows are left out, and those
+    /// that keep one for an empty input.
+    fn check_state(&mut self) {
+        let state = self.state();
+        for (at, (query, when)) in self.case.queries.iter().enumerate() {
+            let tables = query.tree.tables();
+            let mut operators = BTreeMap::new();
+            query.tree.count(&mut operators);
+            let constant = [
+                "global aggregate",
+                "scalar subquery",
+                "values",
+                "correlated subquery",
+            ];
+            if *when > 0
+                || !self.made[at]
+                || tables.iter().any(|name| name != "t0" && name != "t1")
+                || constant.iter().any(|name| operators.contains_key(name))
+            {
+                continue;
+            }
+            self.outcome.drained += 1;
+            let rows = |of: &BTreeMap<String, u64>| of.get(&query.name).copied().unwrap_or(0);
+            let (before, now) = (rows(&self.baseline), rows(&state));
+            if now > before {
+                let text =
+                    format!("    {before} rows of state before any input, {now} at the end\n");
+                let step = self.case.steps.len() - 1;
+                self.outcome.findings.push(Finding {
+                    query: at,
+                    step,
+                    kind: "state is left of rows that are gone",
+                    code: String::new(),
+                    text,
+                });
+            }
         }
     }
 

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::case::{Case, Event, Step};
+use super::case::{Case, Event, LAST_EVENT, Step};
 use super::data::{Change, Feed, Row};
 use super::generate::Query;
 use super::run::{Finding, Outcome, run};
@@ -15,6 +15,8 @@ use super::{answer::Answer, duck};
 /// Queries, and sets of rows, that are tried at once.
 const QUERIES: usize = 30;
 const SUBSETS: usize = 8;
+/// Runs of what is left.
+const AGAIN: usize = 3;
 
 /// The smallest case found within the limit; none if the fault did not show again.
 pub(crate) struct Shrinker<'a> {
@@ -38,12 +40,11 @@ impl<'a> Shrinker<'a> {
         let mut small = case.clone();
         small.queries = vec![case.queries[finding.query].clone()];
         small.keep_tables(&small.queries[0].0.tree.tables());
-        let plain = small.plain();
-        if self.fails(&plain, finding) {
-            small = plain;
-        } else if !self.fails(&small, finding) {
-            return None;
-        }
+        // The plainest schedule that shows it.
+        let schedules = [small.plain(), small.calm(1), small.calm(4), small];
+        small = schedules
+            .into_iter()
+            .find(|case| self.fails(case, finding))?;
         loop {
             let before = (small.queries[0].0.tree.size(), small.rows());
             self.cut_query(&mut small, finding);
@@ -152,6 +153,45 @@ impl<'a> Shrinker<'a> {
         (path, text)
     }
 
+    /// How often the small case fails, and how.
+    pub(crate) fn again(&self, case: &Case, finding: &Finding) -> String {
+        let mut failed = Vec::new();
+        for _ in 0..AGAIN {
+            let outcome = run(case, self.broker, self.python);
+            failed.extend(
+                outcome
+                    .findings
+                    .into_iter()
+                    .find(|f| f.kind == finding.kind),
+            );
+        }
+        let text = failed.first().map_or("", |finding| finding.text.as_str());
+        let events: Vec<Event> = case.steps.iter().map(|step| step.event).collect();
+        let mut steps = String::new();
+        for (at, step) in case
+            .steps
+            .iter()
+            .enumerate()
+            .filter(|_| case.steps.len() > 1)
+        {
+            for (table, changes) in case.tables.iter().zip(&step.changes) {
+                for change in changes {
+                    let sign = if change.removes { '-' } else { '+' };
+                    let row = table.json(&change.row);
+                    steps.push_str(&format!(
+                        "step {at} {} {sign} {} {row}\n",
+                        table.name, change.id
+                    ));
+                }
+            }
+        }
+        format!(
+            "{steps}fails {} of {AGAIN} times, {} workers, {events:?}:\n{text}",
+            failed.len(),
+            case.workers
+        )
+    }
+
     fn text(&self, case: &Case, finding: &Finding) -> String {
         let prefix = format!("s{}q{}", case.seed, finding.query);
         let last = case.steps.len() - 1;
@@ -219,8 +259,12 @@ impl Case {
         case.workers = 1;
         case.drained = false;
         let insert = |rows: Vec<Row>| {
+            // The last event keeps its place: it closes windows.
+            let count = rows.len();
+            let last =
+                |i: usize, row: &Row| i + 1 == count && row.contains(&Some(LAST_EVENT.into()));
             let change = |(i, row): (usize, Row)| Change {
-                id: i as u64,
+                id: if last(i, &row) { u64::MAX } else { i as u64 },
                 row,
                 removes: false,
             };
@@ -238,6 +282,18 @@ impl Case {
             }
         }
         case.queries[0].1 = 0;
+        case
+    }
+
+    /// The same changes without kills or other numbers of workers.
+    fn calm(&self, most_pieces: usize) -> Self {
+        let mut case = self.clone();
+        case.workers = 1;
+        case.queries[0].1 = 0;
+        for step in &mut case.steps {
+            step.event = Event::Nothing;
+            step.pieces = step.pieces.min(most_pieces);
+        }
         case
     }
 

@@ -22,13 +22,24 @@ impl Generator<'_> {
         expression(ty, scope, depth, &mut self.rng)
     }
 
-    pub(super) fn aggregate_but_count(&mut self, scope: &[Column]) -> (Type, Tree) {
-        loop {
-            let (ty, tree) = self.aggregate(scope, false);
-            let counts = tree.operators.iter().any(|o| o.starts_with("count"));
-            if known::LATERAL_COUNT || !counts {
-                return (ty, tree);
+    /// What LATERAL may hold (`sum`, `min`, `max`), and grouping sets, which may also hold `count`.
+    pub(super) fn plain_aggregate(&mut self, scope: &[Column], count: bool) -> (Type, Tree) {
+        match self
+            .rng
+            .below(if count || known::LATERAL_COUNT { 3 } else { 2 })
+        {
+            0 if count => self.sum(scope),
+            // With a cast around it, it is not plain.
+            0 => {
+                let argument = self.argument(Type::Double, scope);
+                call(Type::Double, "sum double", pieces!["sum(", argument, ")"])
             }
+            1 => {
+                let (ty, argument) = self.ordered_argument(scope);
+                let name = *self.pick(&["min", "max"]);
+                call(ty, name, pieces![format!("{name}("), argument, ")"])
+            }
+            _ => call(Type::Int, "count", pieces!["count(*)"]),
         }
     }
 
@@ -80,6 +91,11 @@ impl Generator<'_> {
                 Tree::part(pieces![" FILTER (WHERE ", condition, ")"]).with("aggregate filter");
             match tree.pieces.last_mut() {
                 // `CAST(sum(x) … AS T)`: within the cast.
+                Some(Piece::Either(ours, duck)) => {
+                    let rest = Piece::Either(ours.split_off(1), duck.split_off(1));
+                    tree.pieces.push(filter.into());
+                    tree.pieces.push(rest);
+                }
                 Some(Piece::Text(tail)) if tail.starts_with(") AS ") => {
                     let rest = tail.split_off(1);
                     tree.pieces.push(filter.into());
@@ -96,7 +112,22 @@ impl Generator<'_> {
         if known::CONSTANT_ORDER {
             return self.argument(Type::Text, scope);
         }
-        let column = crate::expression::some_column(Type::Text, scope, &mut self.rng);
+        // Texts of times and of doubles look different (see `known::TEXT_OF_TIMES`).
+        let plain: Vec<Column> = scope
+            .iter()
+            .filter(|column| match column.ty {
+                Type::Stamp => known::TEXT_OF_TIMES,
+                ty => ty != Type::Double,
+            })
+            .cloned()
+            .collect();
+        if plain.is_empty() {
+            return Tree::expression(
+                Type::Text,
+                pieces![format!("CAST(({} IS NULL) AS VARCHAR)", scope[0].name)],
+            );
+        }
+        let column = crate::expression::some_column(Type::Text, &plain, &mut self.rng);
         match column.kind {
             Kind::Expression(Type::Text) => column,
             _ => Tree::expression(Type::Text, pieces!["CAST(", column, " AS VARCHAR)"]),
@@ -153,7 +184,16 @@ impl Generator<'_> {
             call(Type::Double, name, pieces)
         };
         match self.rng.below(9) {
-            0 | 1 => call(Type::Double, "avg", pieces!["avg(", a, ")"]),
+            // Ours has six digits.
+            0 | 1 => call(
+                Type::Double,
+                "avg",
+                vec![
+                    Piece::Either("avg(".into(), "round(avg(".into()),
+                    a.into(),
+                    Piece::Either(")".into(), "), 6)".into()),
+                ],
+            ),
             2 => of_double("stddev_samp", a),
             3 => of_double("stddev_pop", a),
             4 => of_double("var_samp", a),
@@ -304,7 +344,11 @@ impl Generator<'_> {
             item.kind = Kind::Frame;
         }
         for _ in 0..1 + self.rng.below(2) {
-            let (ty, call) = self.aggregate(&scope, outermost);
+            // The others are refused, or that is the wish of a few.
+            let (ty, call) = match self.rng.below(10) {
+                0 => self.aggregate(&scope, outermost),
+                _ => self.plain_aggregate(&scope, true),
+            };
             let at = types.len();
             types.push(ty);
             items.push(Tree::part(pieces![call, format!(" AS c{at}")]));

@@ -222,7 +222,7 @@ impl Generator<'_> {
         let grouped = self.rng.coin();
         let name = if known::CORRELATED_NAMES { "c" } else { "x" };
         let (types, items) = if grouped {
-            let (ty, call) = self.aggregate_but_count(&right_scope);
+            let (ty, call) = self.plain_aggregate(&right_scope, false);
             let item = Tree::frame(pieces![call, format!(" AS {name}0")]);
             (vec![ty], vec![item])
         } else {
@@ -309,7 +309,11 @@ impl Generator<'_> {
 
     /// WITH RECURSIVE in bounded forms: counting up, and what a graph of small numbers reaches.
     pub(super) fn recursive(&mut self, depth: usize) -> Relation {
-        let base = self.relation(depth.min(2));
+        let base = if known::RECURSION_OVER_JOINS {
+            self.relation(depth.min(2))
+        } else {
+            self.table()
+        };
         let alias = self.alias();
         let scope = columns(&alias, base.types());
         let ints: Vec<&Column> = scope.iter().filter(|c| c.ty == Type::Int).collect();

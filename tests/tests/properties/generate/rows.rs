@@ -3,6 +3,7 @@
 use super::{Generator, MOST_ROWS, Relation};
 use crate::data::Type;
 use crate::expression::{Column, columns, of_type, reference};
+use crate::known;
 use crate::tree::{Piece, Tree, pieces};
 
 impl Generator<'_> {
@@ -151,12 +152,12 @@ impl Generator<'_> {
         let scope = columns(&alias, from.types());
         let some = self.some(&scope, 3);
         let (mut types, mut items) = Self::all(&some);
-        for _ in 0..1 + self.rng.below(2) {
-            let (ty, call) = self.over(&scope);
-            let at = types.len();
-            types.push(ty);
-            items.push(Tree::part(pieces![call, format!(" AS c{at}")]));
-        }
+        // Equal rows take their places in one order or another: with two functions beside each other
+        // that would be two orders, and several right answers.
+        let (ty, call) = self.over(&scope);
+        let at = types.len();
+        types.push(ty);
+        items.push(Tree::part(pieces![call, format!(" AS c{at}")]));
         let pieces = vec![
             "SELECT ".into(),
             Piece::List(items, ", "),
@@ -204,10 +205,23 @@ impl Generator<'_> {
             (ty, Tree::expression(ty, pieces![text]).with(name))
         };
         let c = &column.name;
-        match self.rng.below(12) {
-            0 => make(Type::Int, format!("row_number(){plain}"), "row_number"),
-            1 => make(Type::Int, format!("rank(){plain}"), "rank"),
-            2 => make(Type::Int, format!("dense_rank(){plain}"), "dense_rank"),
+        let ranked = known::RANKS_OF_DOUBLES || of_type(scope, Type::Double).is_empty();
+        let kind = match self.rng.below(12) {
+            1 | 2 | 9 if !ranked => 0,
+            kind => kind,
+        };
+        match kind {
+            0 => make(
+                Type::Int,
+                bigint(&format!("row_number(){plain}")),
+                "row_number",
+            ),
+            1 => make(Type::Int, bigint(&format!("rank(){plain}")), "rank"),
+            2 => make(
+                Type::Int,
+                bigint(&format!("dense_rank(){plain}")),
+                "dense_rank",
+            ),
             3 => make(
                 Type::Int,
                 format!("CAST(ntile(3){plain} AS BIGINT)"),
@@ -264,7 +278,11 @@ impl Generator<'_> {
         let outer = columns(&x, &types);
         let (mut out, mut outer) = Self::all(&outer);
         if self.rng.coin() {
-            outer.push(Tree::part(pieces![format!("{x}.rn AS c{}", out.len())]));
+            outer.push(Tree::part(pieces![format!(
+                "{} AS c{}",
+                bigint(&format!("{x}.rn")),
+                out.len()
+            )]));
             out.push(Type::Int);
         }
         let bound = *self.pick(&["<= 1", "<= 2", "< 4", "= 1", "= 2"]);
@@ -333,18 +351,34 @@ impl Generator<'_> {
             .collect();
         let at = types.len();
         types.push(column.ty);
+        let (name, x) = match known::UNNEST_RENAMES {
+            true => ("c", String::new()),
+            false => ("x", self.alias()),
+        };
+        let mut items: Vec<Tree> = some
+            .iter()
+            .enumerate()
+            .map(|(i, column)| Tree::frame(pieces![reference(column), format!(" AS {name}{i}")]))
+            .collect();
         items.push(Tree::frame(vec![
             "unnest(ARRAY[".into(),
             Piece::List(elements, ", "),
-            format!("]) AS c{at}").into(),
+            format!("]) AS {name}{at}").into(),
         ]));
-        let pieces = vec![
+        let mut pieces = vec![
             "SELECT ".into(),
             Piece::List(items, ", "),
             " FROM ".into(),
             Piece::From(from.tree),
             format!(" AS {alias}").into(),
         ];
+        if !known::UNNEST_RENAMES {
+            let outer = (0..=at).map(|i| Tree::part(pieces![format!("{x}.x{i} AS c{i}")]));
+            pieces.insert(0, " FROM (".into());
+            pieces.insert(0, Piece::List(outer.collect(), ", "));
+            pieces.insert(0, "SELECT ".into());
+            pieces.push(format!(") AS {x}").into());
+        }
         Relation {
             tree: Tree::relation(types, "unnest", pieces),
             rows,
@@ -360,4 +394,13 @@ fn cast_over(ty: Type, of: String, over: &str) -> Tree {
         format!("{of}{over}")
     };
     Tree::expression(ty, pieces![text])
+}
+
+/// A number of a row as the BIGINT that it is said to be.
+fn bigint(number: &str) -> String {
+    if known::CORRELATED_TYPES {
+        number.to_string()
+    } else {
+        format!("CAST({number} AS BIGINT)")
+    }
 }
