@@ -5,8 +5,10 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use super::case::{Case, Event, LAST_EVENT, Step};
-use super::data::{Change, Feed, Row};
+use super::data::{Change, Feed, Row, Type};
 use super::generate::Query;
 use super::run::{Finding, Outcome, run};
 use super::tree::{Dialect, Tree};
@@ -227,13 +229,32 @@ impl<'a> Shrinker<'a> {
         ));
         match opinion {
             Some(answer) => {
+                let types = query.tree.types();
                 for row in answer.rows {
-                    text.push_str(&format!("{}\n", serde_json::Value::from(row)));
+                    let values: Value = row
+                        .into_iter()
+                        .enumerate()
+                        .map(|(i, value)| in_our_words(types.get(i).copied(), value))
+                        .collect();
+                    text.push_str(&format!("{values}\n"));
                 }
             }
             None => text.push_str("# The right answer is not known.\n"),
         }
         text
+    }
+}
+
+/// A value of the other engine as our API writes it.
+fn in_our_words(ty: Option<Type>, value: Value) -> Value {
+    const EXACT: std::ops::RangeInclusive<i64> = -(1 << 53)..=1 << 53;
+    match (ty, value.as_str()) {
+        (Some(Type::Int | Type::Big), Some(text)) => match text.parse::<i64>() {
+            Ok(number) if EXACT.contains(&number) => number.into(),
+            _ => value,
+        },
+        (Some(Type::Stamp), Some(text)) => format!("{text}Z").into(),
+        _ => value,
     }
 }
 
