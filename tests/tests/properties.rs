@@ -70,6 +70,7 @@ struct Report {
     watched: usize,
     drained: usize,
     batch_compared: usize,
+    batch_refused: usize,
     duck_compared: usize,
     duck_refused: usize,
     operators: BTreeMap<&'static str, usize>,
@@ -89,6 +90,7 @@ impl Report {
         self.watched += outcome.watched;
         self.drained += outcome.drained;
         self.batch_compared += outcome.batch_compared;
+        self.batch_refused += outcome.batch_refused;
         self.duck_compared += outcome.duck_compared;
         self.duck_refused += outcome.duck_refused.len();
         let verbose = std::env::var("MILLRACE_ORACLE_VERBOSE").is_ok();
@@ -124,12 +126,13 @@ impl Report {
 
     fn print(&self) {
         println!(
-            "{} pairs; {} refused; {} with failing rows; compared {} times with one-shot queries, \
+            "{} pairs; {} refused; {} with failing rows; compared {} times with one-shot queries (of which {} failed), \
              {} times with DuckDB (which refused {}), {} times with subscribers; {} states drained",
             self.pairs,
             self.refused,
             self.failing,
             self.batch_compared,
+            self.batch_refused,
             self.duck_compared,
             self.duck_refused,
             self.watched,
@@ -194,6 +197,11 @@ fn incremental_equals_batch_and_another_engine() {
         "{} of {} queries are refused as views",
         report.refused,
         report.pairs
+    );
+    assert!(
+        report.batch_refused * 20 <= report.batch_compared,
+        "{} one-shot queries fail",
+        report.batch_refused
     );
     assert!(
         report.findings.is_empty(),

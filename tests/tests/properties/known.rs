@@ -34,3 +34,30 @@ pub(crate) const MINUS_ZERO: bool = false;
 pub(crate) const CORRELATED_TYPES: bool = false;
 /// A view WITH RECURSIVE whose first term holds a join stays as it was at its first tick.
 pub(crate) const RECURSION_OVER_JOINS: bool = false;
+/// A key that is constant counts as none: `SELECT 'b', count(*) FROM t GROUP BY 1` over no rows gives a row.
+pub(crate) const CONSTANT_KEYS: bool = false;
+/// One-shot queries take a constant for one that ROLLUP has made null, and leave it out of an order.
+pub(crate) const BATCH_ROLLUP_CONSTANTS: bool = false;
+
+/// Refusals that are known, by SQLSTATE and a part of the message. They are counted, not reported.
+pub(crate) const REFUSALS: &[(&str, &str)] = &[
+    // Two aggregates whose arguments fold to the same constant: `stddev(1 + 1), stddev(2)`.
+    ("42701", "is specified more than once"),
+    // Windows of a relation whose condition folds to false: the relation is gone, and its watermark.
+    ("42P10", "has no watermark"),
+    // One-shot queries: nullability and names that the optimizer changes, with scalar subqueries, VALUES
+    // and DISTINCT beneath.
+    ("0A000", "this statement cannot be planned"),
+    // A correlated condition over a column that UNION has made DECIMAL of BIGINT and `row_number()`.
+    (
+        "42804",
+        "the sides of a join condition have different types",
+    ),
+];
+
+pub(crate) fn refusal(error: &serde_json::Value) -> bool {
+    let text = |name: &str| error[name].as_str().unwrap_or_default();
+    REFUSALS
+        .iter()
+        .any(|(code, part)| text("code") == *code && text("message").contains(part))
+}

@@ -15,6 +15,7 @@ use super::case::{Case, Event};
 use super::data::{Feed, Table};
 use super::duck;
 use super::generate::Query;
+use super::known;
 use super::tree::Dialect;
 use super::watch::Watch;
 
@@ -53,6 +54,8 @@ pub(crate) struct Outcome {
     pub(crate) watched: usize,
     pub(crate) drained: usize,
     pub(crate) batch_compared: usize,
+    /// One-shot queries that fail in a way that is known.
+    pub(crate) batch_refused: usize,
     pub(crate) duck_compared: usize,
     /// What the other engine does not take.
     pub(crate) duck_refused: Vec<(usize, String)>,
@@ -199,7 +202,9 @@ impl<'a> Run<'a> {
             let answer = self.server.sql(&query.create());
             match answer["error"]["code"].as_str() {
                 None => self.made[at] = true,
-                Some("0A000" | "54000") => {
+                Some(code)
+                    if matches!(code, "0A000" | "54000") || known::refusal(&answer["error"]) =>
+                {
                     self.outcome.refused.push((at, answer["error"].to_string()));
                 }
                 Some(_) => self.note(at, step, "creation fails", answer["error"].to_string()),
@@ -415,7 +420,9 @@ impl<'a> Run<'a> {
         let part = query.close && step + 1 < self.case.steps.len();
         if let Err(error) = &batch {
             let code = error["code"].as_str().unwrap_or_default();
-            if code == "XX000" || !(code.starts_with("22") || code.starts_with("21")) {
+            if known::refusal(error) {
+                self.outcome.batch_refused += 1;
+            } else if code == "XX000" || !(code.starts_with("22") || code.starts_with("21")) {
                 return self.note(at, step, "a one-shot query fails", error.to_string());
             }
         }

@@ -137,6 +137,10 @@ impl Tree {
         }
     }
 
+    pub(crate) fn is_table(&self) -> bool {
+        self.table_name().is_some()
+    }
+
     pub(crate) fn types(&self) -> &[Type] {
         match &self.kind {
             Kind::Relation(types) => types,

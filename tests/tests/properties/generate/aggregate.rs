@@ -238,7 +238,7 @@ impl Generator<'_> {
             .iter()
             .map(|column| (column.ty, reference(column)))
             .collect();
-        if self.rng.below(4) == 0 {
+        if known::CONSTANT_KEYS && self.rng.below(4) == 0 {
             let column = self.pick(scope).clone();
             keys[0] = (column.ty, expression(column.ty, scope, 2, &mut self.rng));
         }
@@ -247,14 +247,22 @@ impl Generator<'_> {
         keys
     }
 
-    fn having(&mut self, scope: &[Column]) -> Tree {
+    /// ` HAVING …`, sometimes. With `guarded` a group that is none is left out.
+    fn having(&mut self, scope: &[Column], guarded: bool) -> Tree {
+        let guard = " HAVING count(*) > 0";
         if self.rng.below(4) > 0 {
-            return Tree::part(vec![]);
+            return Tree::frame(pieces![if guarded { guard } else { "" }]);
         }
+        let head = if guarded {
+            format!("{guard} AND ")
+        } else {
+            " HAVING ".into()
+        };
         let (ty, call) = self.aggregate(scope, false);
         let sign = *self.pick(&["=", "<", ">=", "<>"]);
         let literal = ty.literal(&mut self.rng);
-        Tree::part(pieces![" HAVING ", call, format!(" {sign} {literal}")]).with("having")
+        let condition = pieces![head, call, format!(" {sign} {literal}")];
+        Tree::part(condition).with("having")
     }
 
     pub(super) fn group(&mut self, depth: usize) -> Relation {
@@ -268,6 +276,8 @@ impl Generator<'_> {
             Tree::part(vec![])
         };
         let global = self.rng.below(6) == 0;
+        // Any column but one of a table may be a constant.
+        let guarded = !known::CONSTANT_KEYS && !from.tree.is_table();
         let keys = if global { vec![] } else { self.keys(&scope, 2) };
         let (mut types, mut items) = (Vec::new(), Vec::new());
         for (at, (ty, key)) in keys.iter().enumerate() {
@@ -297,7 +307,7 @@ impl Generator<'_> {
             // By place: a key that is an expression is said once.
             let places: Vec<String> = (1..=keys.len()).map(|i| i.to_string()).collect();
             pieces.push(format!(" GROUP BY {}", places.join(", ")).into());
-            pieces.push(self.having(&scope).into());
+            pieces.push(self.having(&scope, guarded).into());
         }
         Relation {
             tree: whole(types, name, pieces),
@@ -312,6 +322,9 @@ impl Generator<'_> {
         let alias = self.alias();
         let scope = columns(&alias, from.types());
         let keys = self.some(&scope, 3);
+        if !known::BATCH_ROLLUP_CONSTANTS && !from.tree.is_table() {
+            self.batch = false;
+        }
         let types: Vec<Type> = keys.iter().map(|column| column.ty).collect();
         self.keyed_by(&types);
         let names: Vec<&str> = keys.iter().map(|column| column.name.as_str()).collect();
