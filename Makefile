@@ -16,7 +16,7 @@ RELEASE := CARGO_PROFILE_DEV_OPT_LEVEL=3 CARGO_PROFILE_DEV_DEBUG_ASSERTIONS=fals
 export MILLRACE_TEST_KAFKA ?= 127.0.0.1:9092
 SERVICES := tests/services
 
-.PHONY: help build demo test test-unit test-slt test-crash crash-long sim sim-long test-http tpch check fmt bench idle services-start services-stop
+.PHONY: help build demo test test-unit test-slt test-crash crash-long sim sim-long oracle oracle-long test-http tpch check fmt bench idle services-start services-stop
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -55,6 +55,15 @@ sim: ## The simulations and the model of what `make test` runs, alone (seconds)
 
 sim-long: ## 22,000 seeded schedules and a larger model (minutes); figures in docs/operating/evidence
 	@cargo test --workspace --lib -- --ignored --nocapture --test-threads 1 no_schedule_of_ten_thousand no_order_of_more_events
+
+oracle: ## Random queries and schedules against one-shot queries and DuckDB, alone (2,000 pairs)
+	@$(SERVICES)/kafka.sh start >/dev/null && $(SERVICES)/pyiceberg.sh install
+	@cargo build --workspace --all-targets && cargo test --workspace --test properties -- --nocapture
+
+oracle-long: ## 50,000 pairs of query and schedule (hours)
+	@$(SERVICES)/kafka.sh start >/dev/null && $(SERVICES)/pyiceberg.sh install
+	@cargo build --workspace --all-targets
+	@MILLRACE_ORACLE_PAIRS=$${MILLRACE_ORACLE_PAIRS:-50000} cargo test --workspace --test properties -- --nocapture
 
 test-http: ## Run the tests of the HTTP API and of outside services alone
 	@$(SERVICES)/kafka.sh start >/dev/null && $(SERVICES)/pyiceberg.sh install

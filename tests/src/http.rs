@@ -171,6 +171,15 @@ impl Lines {
     /// The next line that is JSON; heads and sizes of chunks are not. `None` at the end.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Option<serde_json::Value> {
+        self.line(|e| panic!("the server goes on: {e}"))
+    }
+
+    /// As [`Lines::next`]; a server that is killed is an end like others.
+    pub fn next_before_cut(&mut self) -> Option<serde_json::Value> {
+        self.line(|_| 0)
+    }
+
+    fn line(&mut self, cut: impl Fn(io::Error) -> usize) -> Option<serde_json::Value> {
         loop {
             if let Some(end) = self.read.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = self.read.drain(..=end).collect();
@@ -180,7 +189,7 @@ impl Lines {
                 continue;
             }
             let mut buffer = [0; 8192];
-            match self.stream.read(&mut buffer).expect("the server goes on") {
+            match self.stream.read(&mut buffer).unwrap_or_else(&cut) {
                 0 => return None,
                 n => self.read.extend_from_slice(&buffer[..n]),
             }

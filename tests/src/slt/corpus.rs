@@ -1,4 +1,4 @@
-//! The files of `tests/slt`: tables with rows, queries with answers.
+//! The files of `tests/slt` and `tests/regressions`: tables with rows, queries with answers.
 //!
 //! ```text
 //! # A line that begins with '#' is a remark.
@@ -79,10 +79,13 @@ pub struct Refused {
 ///
 /// When a file is not in the form above, or two files use one name.
 pub fn load() -> Vec<File> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("slt");
+    let folder = |name: &str| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+        std::fs::read_dir(folder).expect("the folder is there")
+    };
     let wanted = std::env::var("MILLRACE_SLT").unwrap_or_default();
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
-        .expect("tests/slt is there")
+    let mut paths: Vec<PathBuf> = folder("slt")
+        .chain(folder("regressions"))
         .map(|entry| entry.expect("readable").path())
         .filter(|path| path.extension().is_some_and(|e| e == "slt"))
         .filter(|path| path.to_string_lossy().contains(&wanted))
