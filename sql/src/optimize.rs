@@ -2,7 +2,8 @@
 //!
 //! Left out for views, as they fit one-shot reads only: limit pushdown, single distinct to group by.
 //! Left out for both: DataFusion's filter pushdown (see `push_filters`), common subexpressions (they
-//! evaluate what a CASE would have skipped). `now()` is folded for queries only.
+//! evaluate what a CASE would have skipped), and its elimination of constant keys (a group without rows
+//! is none, an aggregate without keys is a row). `now()` is folded for queries only.
 
 mod constants;
 mod correlated;
@@ -25,7 +26,6 @@ use datafusion::optimizer::decorrelate_predicate_subquery::DecorrelatePredicateS
 use datafusion::optimizer::eliminate_cross_join::EliminateCrossJoin;
 use datafusion::optimizer::eliminate_duplicated_expr::EliminateDuplicatedExpr;
 use datafusion::optimizer::eliminate_filter::EliminateFilter;
-use datafusion::optimizer::eliminate_group_by_constant::EliminateGroupByConstant;
 use datafusion::optimizer::eliminate_limit::EliminateLimit;
 use datafusion::optimizer::extract_equijoin_predicate::ExtractEquijoinPredicate;
 use datafusion::optimizer::optimize_projections::OptimizeProjections;
@@ -99,7 +99,6 @@ fn common_rules(join_not_in: bool) -> Rules {
         Arc::new(PropagateEmptyRelation::new()),
         Arc::new(PushFilters),
         Arc::new(ExtractEquijoinPredicate::new()),
-        Arc::new(EliminateGroupByConstant::new()),
     ]
 }
 

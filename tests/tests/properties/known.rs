@@ -10,10 +10,10 @@ pub(crate) const EQUAL_GROUPING_SETS: bool = false;
 /// `median` of integers is an integer.
 pub(crate) const MEDIAN_OF_INTEGERS: bool = false;
 /// LATERAL over `count` is refused.
-pub(crate) const LATERAL_COUNT: bool = false;
+pub(crate) const LATERAL_COUNT: bool = true;
 /// A correlated subquery in FROM that gives a column a name which its condition uses for another one:
 /// `LATERAL (SELECT u.b AS a FROM u WHERE u.a = t.a)` is refused, "a" being ambiguous (42702).
-pub(crate) const CORRELATED_NAMES: bool = false;
+pub(crate) const CORRELATED_NAMES: bool = true;
 /// `last_value(x ORDER BY 0)`: a constant in the order of an aggregate is taken for a place (42P10).
 pub(crate) const CONSTANT_ORDER: bool = false;
 /// `date_trunc` of a time far from 1970 is off by centuries (it passes through nanoseconds):
@@ -33,9 +33,9 @@ pub(crate) const MINUS_ZERO: bool = false;
 /// `UNION` of BIGINT and `row_number()` makes such a column.
 pub(crate) const CORRELATED_TYPES: bool = false;
 /// A view WITH RECURSIVE whose first term holds a join stays as it was at its first tick.
-pub(crate) const RECURSION_OVER_JOINS: bool = false;
+pub(crate) const RECURSION_OVER_JOINS: bool = true;
 /// A key that is constant counts as none: `SELECT 'b', count(*) FROM t GROUP BY 1` over no rows gives a row.
-pub(crate) const CONSTANT_KEYS: bool = false;
+pub(crate) const CONSTANT_KEYS: bool = true;
 /// One-shot queries take a constant for one that ROLLUP has made null, and leave it out of an order.
 pub(crate) const BATCH_ROLLUP_CONSTANTS: bool = false;
 

@@ -39,7 +39,8 @@ impl Runner {
                 return Ok(Transformed::yes(fresh));
             }
             let Some(slot) = node.as_any().downcast_ref::<Slot>() else {
-                return Ok(Transformed::no(node));
+                // A join, for one, would remember the side that it has read before.
+                return node.reset_state().map(Transformed::yes);
             };
             let rows = rows[slot.input()].clone();
             let filled: Arc<dyn ExecutionPlan> = Arc::new(slot.with_rows(vec![rows]));
