@@ -2,8 +2,8 @@
 //!
 //! # Protocol
 //!
-//! 1. Read `latest`; verify its manifest and objects. If they are damaged, the checkpoint before it is
-//!    used (its bindings are still in the remap log).
+//! 1. Read `latest`; verify its manifest and objects. If they are damaged or gone, the checkpoint
+//!    before it is used (its bindings are still in the remap log); any other trouble ends the start.
 //! 2. Start the workers; make sources known; install and attach everything the manifest holds, with
 //!    its state; attach sinks at what their destinations hold.
 //! 3. Replay the bindings above the checkpoint's tick: equal offsets, equal ticks, equal watermarks.
@@ -130,10 +130,13 @@ async fn find(store: &CheckpointStore, meta: &dyn Meta, incarnation: u64) -> Res
             Err(e) if found.is_some() => {
                 tracing::warn!(error = %e, "an older checkpoint cannot be read")
             }
-            Err(e) => {
+            Err(e) if matches!(e.kind, ErrorKind::Corrupt | ErrorKind::NotFound) => {
                 tracing::error!(error = %e, checkpoint = id, "a checkpoint cannot be used");
                 damage = Some(e);
             }
+            // It may well be good: a store that does not answer, or a newer format, is no reason to
+            // go back behind what was shown.
+            Err(e) => return Err(e),
         }
     }
     match found {
