@@ -105,7 +105,7 @@ impl RemapLog {
         base: Option<Tick>,
         incarnation: u64,
     ) -> Result<(Self, Vec<Binding>)> {
-        fs::create_dir_all(dir)?;
+        env::create_directory(dir)?;
         if segments(dir)?.iter().any(|s| s.incarnation == incarnation) {
             return Err(Error::internal(format!(
                 "incarnation {incarnation} has a remap log already"
