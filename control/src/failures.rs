@@ -93,20 +93,36 @@ pub fn note(info: &PanicHookInfo<'_>) {
 fn append(journal: &Path, failure: &Failure) -> std::io::Result<()> {
     let mut file = std::fs::File::options()
         .create(true)
+        .read(true)
         .append(true)
         .open(journal)?;
-    let mut line = serde_json::to_vec(failure)?;
+    let mut line = Vec::new();
+    // Behind half a line, which an earlier end has left, it would be lost with it.
+    if !ends_a_line(&file)? {
+        line.push(b'\n');
+    }
+    serde_json::to_writer(&mut line, failure)?;
     line.push(b'\n');
     file.write_all(&line)?;
     file.sync_all()
 }
 
-/// What is in the journal. A line that was torn is none.
+fn ends_a_line(file: &std::fs::File) -> std::io::Result<bool> {
+    use std::os::unix::fs::FileExt;
+    let Some(last) = file.metadata()?.len().checked_sub(1) else {
+        return Ok(true);
+    };
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, last)?;
+    Ok(byte == [b'\n'])
+}
+
+/// What is in the journal. A line that was torn is none, wherever in a character that was.
 fn read(journal: &Path) -> Result<Vec<Failure>> {
-    match std::fs::read_to_string(journal) {
-        Ok(text) => Ok(text
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok())
+    match std::fs::read(journal) {
+        Ok(bytes) => Ok(bytes
+            .split(|byte| *byte == b'\n')
+            .filter_map(|line| serde_json::from_slice(line).ok())
             .collect()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(e) => Err(e.into()),
@@ -268,6 +284,28 @@ mod tests {
         let f = |tick| failure(4, tick, T, "a.rs:1");
         let wanted = BTreeMap::from([(RelationId(4), None)]);
         assert_eq!(judged(&[f(1), f(0), f(3)]), wanted);
+    }
+
+    #[test]
+    fn a_line_that_was_torn_in_a_character_is_skipped() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let journal = path(dir.path());
+        let message = "größer als erlaubt".to_string();
+        let failure = Failure {
+            message,
+            ..failure(1, T, 0, "a.rs:1")
+        };
+        append(&journal, &failure).expect("written");
+        let whole = std::fs::read(&journal).expect("read");
+        let torn = whole.iter().position(|b| !b.is_ascii()).expect("an ö") + 1;
+        std::fs::write(&journal, &whole[..torn]).expect("written");
+        assert!(failing(dir.path()).expect("the server starts").is_empty());
+        append(&journal, &failure).expect("written");
+        assert_eq!(
+            read(&journal).expect("read"),
+            [failure],
+            "on a line of its own"
+        );
     }
 
     #[test]
