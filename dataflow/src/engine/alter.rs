@@ -84,13 +84,20 @@ impl Engine {
         )
     }
 
+    /// Whether [`Self::set_commit_interval`] would be done at the moment.
+    pub fn takes_commit_interval(&self, id: RelationId) -> Result<()> {
+        self.commits(id).map(|_| ())
+    }
+
     /// How often a sink commits; `None`: as often as the data plane says.
     pub fn set_commit_interval(&self, id: RelationId, interval: Option<Duration>) -> Result<()> {
+        self.commits(id)?.interval.send_replace(interval);
+        Ok(())
+    }
+
+    fn commits(&self, id: RelationId) -> Result<Arc<super::sinks::SinkStatus>> {
         match self.pausable(id)? {
-            Kind::Sink(status) => {
-                status.interval.send_replace(interval);
-                Ok(())
-            }
+            Kind::Sink(status) => Ok(status),
             Kind::View => Err(Error::internal("a view commits nothing")),
         }
     }
