@@ -56,7 +56,6 @@ fn exit_code(problem: &Error) -> u8 {
 }
 
 /// A panic of the engine is a bug; going on could answer wrongly. Statements are planned and run on
-/// A panic of the engine is a bug; going on could answer wrongly. Statements are planned and run on
 /// threads of their own, where a panic is caught and costs that statement only; a reader's costs its source.
 /// Threads that exchange rows with other processes panic when a connection ends: no bug, but the end all
 /// the same.
