@@ -332,7 +332,7 @@ impl Engine {
                     self.add_source(Arc::new(item))?;
                     return Ok(());
                 }
-                Item::View(item) => self.start_view(Arc::new(item), true).await?,
+                Item::View(item) => self.start_view(Arc::new(item), true)?,
                 Item::Sink(item) => self.start_sink(Arc::new(item), true).await?,
             }
         };

@@ -329,7 +329,7 @@ impl Engine {
                 Item::Source(item) => engine
                     .add_source(Arc::new(item))
                     .map(|()| tokio::sync::oneshot::channel().1),
-                Item::View(item) => engine.start_view(Arc::new(item), false).await,
+                Item::View(item) => engine.start_view(Arc::new(item), false),
                 Item::Sink(item) => engine.start_sink(Arc::new(item), false).await,
             };
             if let Err(e) = hydrated {
