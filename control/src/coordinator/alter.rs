@@ -134,7 +134,7 @@ impl Coordinator {
             }
             AlterAction::Resume => {
                 failures::forget(&std::path::absolute(&self.0.config.data_dir)?, target.id)?;
-                if self.0.engine.was_not_started(target.id) {
+                if self.0.engine.starts_anew(target.id) {
                     self.0.restart.notify_one();
                     return Ok(Answer::done().notice(Notice::remark(
                         "the service restarts with its state and tries again; requests wait for it",

@@ -76,12 +76,19 @@ impl Engine {
         Ok(changed)
     }
 
-    /// Whether it was not started at all.
-    pub fn was_not_started(&self, id: RelationId) -> bool {
-        matches!(
-            lock(&self.inner.items).get(&id),
-            Some(Running::Failed { .. })
-        )
+    /// Whether only a start of the engine can try it again: it was not started at all, or is a sink whose
+    /// destination is to be looked at again.
+    pub fn starts_anew(&self, id: RelationId) -> bool {
+        match lock(&self.inner.items).get(&id) {
+            Some(Running::Failed { .. }) => true,
+            Some(Running::Sink { .. }) => {
+                let failed = lock(&self.inner.failed);
+                failed
+                    .get(&id)
+                    .is_some_and(|e| e.kind != ErrorKind::Internal)
+            }
+            _ => false,
+        }
     }
 
     /// Whether [`Self::set_commit_interval`] would be done at the moment.

@@ -198,6 +198,7 @@ impl Engine {
             signal: Arc::clone(&self.inner.signal),
             paused: self.inner.config.paused.contains(&id)
                 || self.inner.config.failed.contains_key(&id),
+            broken: self.inner.broken_sinks.clone(),
         }
     }
 

@@ -63,10 +63,13 @@ impl std::fmt::Debug for Found {
 }
 
 impl Found {
-    /// Whether the checkpoint holds a view's dataflow.
+    /// Whether the checkpoint holds a dataflow, or the position of a source.
     pub fn holds(&self, dataflow: RelationId) -> bool {
-        let manifest = self.manifest.as_ref();
-        manifest.is_some_and(|m| m.views.contains_key(&dataflow))
+        self.manifest.as_ref().is_some_and(|m| {
+            m.views.contains_key(&dataflow)
+                || m.sinks.contains_key(&dataflow)
+                || m.sources.contains_key(&dataflow)
+        })
     }
 }
 
@@ -294,6 +297,7 @@ impl Engine {
             .iter()
             .map(|(id, failing)| (*id, failing.error.clone()))
             .collect();
+        let (broken_sinks, broken) = mpsc::unbounded_channel();
         let inner = Inner {
             config,
             local_workers,
@@ -312,12 +316,15 @@ impl Engine {
             creating: AsyncMutex::new(()),
             last_checkpoint_tick: AtomicU64::new(base),
             failed: Mutex::new(failed),
+            broken_sinks,
+            broken: watch::Sender::default(),
             stopped: watch::channel(false).0,
             threads: Mutex::new(vec![workers.thread]),
         };
         let engine = Self {
             inner: Arc::new(inner),
         };
+        engine.watch_sinks(broken);
         let later = engine
             .restore(minter, request_receiver, &found, bindings, items)
             .await?;
@@ -419,6 +426,12 @@ impl Engine {
                         )
                         .await
                     {
+                        if e.kind == ErrorKind::Unavailable {
+                            // Without it the next checkpoint would not hold it any more.
+                            let message =
+                                format!("cannot start with sink \"{name}\": {}", e.message);
+                            return Err(Error { message, ..e });
+                        }
                         self.note_failed(id, name, "sink", e);
                     }
                 }

@@ -3,6 +3,7 @@
 mod hydrate;
 mod processes;
 mod restart;
+mod sinks;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -197,7 +198,7 @@ impl Committer for MemoryCommitter {
         _lower: Tick,
         upper: Tick,
         committables: &[Committable],
-    ) -> Result<()> {
+    ) -> Result<Tick> {
         let mut there = lock(&self.0.0);
         if self.0.1.load(Ordering::SeqCst) > self.1 {
             return Err(Error::new(ErrorKind::Conflict, "fenced"));
@@ -209,7 +210,7 @@ impl Committer for MemoryCommitter {
                 .extend(rows.map(|b| i64::from_le_bytes(b.try_into().expect("eight bytes"))));
         }
         there.1 = Some(upper);
-        Ok(())
+        Ok(upper)
     }
 }
 

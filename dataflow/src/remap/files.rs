@@ -131,7 +131,12 @@ impl RemapLog {
         let mut bindings = Vec::new();
         while let Some(effect) = thread.effects.pop_front() {
             let event = match effect {
-                Effect::Ready => break,
+                Effect::Ready => {
+                    if env::failpoint("recover.after_fence") {
+                        return Err(Error::unavailable("failpoint recover.after_fence"));
+                    }
+                    break;
+                }
                 Effect::Read => {
                     if base.is_none() {
                         clear(dir, incarnation)?;

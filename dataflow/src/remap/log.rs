@@ -578,3 +578,61 @@ pub fn repeats(bound: &SourceBinding, again: &SourceBinding, rules: Rules) -> bo
 pub fn fits_destination(committed: Tick, bound: Tick, rules: Rules) -> bool {
     !rules.destination || committed <= bound + 1
 }
+
+/// Why a sink cannot go on with its destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Misfit {
+    /// The destination holds rows, and no checkpoint says which.
+    NoState,
+    /// The destination holds less than it did: it was set back, or is another one.
+    SetBack {
+        /// What it held.
+        landed: Tick,
+        /// What it holds now.
+        there: Tick,
+    },
+}
+
+/// What a checkpoint knows of a sink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// Everything below is committed.
+    pub committed: Tick,
+    /// What the destination itself has said.
+    pub landed: Tick,
+}
+
+/// The tick below which a sink has nothing to write any more, when its destination says that it is at
+/// `there`. The destination may be further than the checkpoint, for commits go on after it.
+pub fn goes_on_at(there: Option<Tick>, known: Option<Known>) -> Result<Tick, Misfit> {
+    let at = there.unwrap_or(0);
+    match known {
+        None if at > 0 => Err(Misfit::NoState),
+        None => Ok(0),
+        Some(Known { landed, .. }) if at < landed => Err(Misfit::SetBack { landed, there: at }),
+        Some(Known { committed, .. }) => Ok(at.max(committed)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sink_goes_on_where_its_destination_is() {
+        let known = |committed, landed| Some(Known { committed, landed });
+        assert_eq!(goes_on_at(None, None), Ok(0));
+        assert_eq!(goes_on_at(Some(4), None), Err(Misfit::NoState));
+        // Commits after the checkpoint; epochs without rows, which only the checkpoint knows of.
+        assert_eq!(goes_on_at(Some(9), known(7, 7)), Ok(9));
+        assert_eq!(goes_on_at(Some(5), known(7, 5)), Ok(7));
+        assert_eq!(goes_on_at(None, known(7, 0)), Ok(7));
+        for there in [None, Some(4)] {
+            let misfit = Misfit::SetBack {
+                landed: 5,
+                there: there.unwrap_or(0),
+            };
+            assert_eq!(goes_on_at(there, known(7, 5)), Err(misfit));
+        }
+    }
+}
