@@ -40,6 +40,7 @@ use arrow::datatypes::SchemaRef;
 use datafusion::common::ScalarValue;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use millrace_dataflow::engine::shared::{EngineStats, Status};
+use millrace_dataflow::engine::sinks::BrokenSink;
 use millrace_dataflow::engine::subscribe::Subscription;
 use millrace_dataflow::engine::{Engine, Waiting};
 use millrace_dataflow::error::{Error, Result};
@@ -246,6 +247,11 @@ impl Coordinator {
     /// Returns when a statement has asked for a restart.
     pub async fn restart_asked(&self) {
         self.0.restart.notified().await;
+    }
+
+    /// Returns when a sink cannot go on in this run of the service.
+    pub async fn broken(&self) -> BrokenSink {
+        self.0.engine.broken().await
     }
 
     /// Begins to follow the relation of a SUBSCRIBE.

@@ -8,6 +8,8 @@
 //! * Three failures of one relation at the same place, without a checkpoint beyond the first one in
 //!   between, mean that it would fail for ever: the next start does not apply that tick to it (see
 //!   [`millrace_dataflow::engine::alter`]), and the others run.
+//! * A sink whose rows its table does not take is written there as well; as that comes again whatever is
+//!   tried, once is enough.
 //! * `ALTER … RESUME` takes its failures out of the journal; those of another version do not count.
 
 use std::collections::BTreeMap;
@@ -17,8 +19,10 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use millrace_dataflow::cluster::wire::WireError;
 use millrace_dataflow::engine::Failing;
-use millrace_dataflow::error::{Error, Result};
+use millrace_dataflow::engine::sinks::BrokenSink;
+use millrace_dataflow::error::{Error, ErrorKind, Result};
 use millrace_dataflow::plan::RelationId;
 use millrace_dataflow::time::{FIRST_MINTED as MINTED, Tick};
 use millrace_dataflow::{blame, env};
@@ -33,7 +37,7 @@ const LONGEST: usize = 1_000;
 static JOURNAL: OnceLock<PathBuf> = OnceLock::new();
 static INCARNATION: AtomicU64 = AtomicU64::new(0);
 
-/// One panic.
+/// One panic, or one broken sink.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 struct Failure {
     relation: RelationId,
@@ -47,6 +51,12 @@ struct Failure {
     incarnation: u64,
     version: String,
     at_ms: u64,
+    /// Of a broken sink.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    error: Option<WireError>,
+    /// It comes again whatever is tried.
+    #[serde(default)]
+    certain: bool,
 }
 
 fn path(data_dir: &Path) -> PathBuf {
@@ -85,28 +95,65 @@ pub fn note(info: &PanicHookInfo<'_>) {
         incarnation: INCARNATION.load(Ordering::Relaxed),
         version: VERSION.to_string(),
         at_ms: env::now_ms(),
+        error: None,
+        certain: false,
     };
     // The process ends in any case; a failure that cannot be kept is one that is not counted.
     let _ = append(journal, &failure);
 }
 
+/// Writes down why a sink cannot go on in this run.
+pub fn note_broken(data_dir: &Path, broken: &BrokenSink) -> Result<()> {
+    let BrokenSink { id, tick, error } = broken;
+    let failure = Failure {
+        relation: *id,
+        tick: *tick,
+        checkpoint: blame::last_checkpoint(),
+        place: format!("its table ({})", error.code),
+        message: error.message.chars().take(LONGEST).collect(),
+        incarnation: INCARNATION.load(Ordering::Relaxed),
+        version: VERSION.to_string(),
+        at_ms: env::now_ms(),
+        error: Some(error.clone().into()),
+        // The rows; trouble of the disk may pass.
+        certain: matches!(error.kind, ErrorKind::Invalid | ErrorKind::Unsupported),
+    };
+    Ok(append(&path(data_dir), &failure)?)
+}
+
 fn append(journal: &Path, failure: &Failure) -> std::io::Result<()> {
     let mut file = std::fs::File::options()
         .create(true)
+        .read(true)
         .append(true)
         .open(journal)?;
-    let mut line = serde_json::to_vec(failure)?;
+    let mut line = Vec::new();
+    // Behind half a line, which an earlier end has left, it would be lost with it.
+    if !ends_a_line(&file)? {
+        line.push(b'\n');
+    }
+    serde_json::to_writer(&mut line, failure)?;
     line.push(b'\n');
     file.write_all(&line)?;
     file.sync_all()
 }
 
-/// What is in the journal. A line that was torn is none.
+fn ends_a_line(file: &std::fs::File) -> std::io::Result<bool> {
+    use std::os::unix::fs::FileExt;
+    let Some(last) = file.metadata()?.len().checked_sub(1) else {
+        return Ok(true);
+    };
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, last)?;
+    Ok(byte == [b'\n'])
+}
+
+/// What is in the journal. A line that was torn is none, wherever in a character that was.
 fn read(journal: &Path) -> Result<Vec<Failure>> {
-    match std::fs::read_to_string(journal) {
-        Ok(text) => Ok(text
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok())
+    match std::fs::read(journal) {
+        Ok(bytes) => Ok(bytes
+            .split(|byte| *byte == b'\n')
+            .filter_map(|line| serde_json::from_slice(line).ok())
             .collect()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(e) => Err(e.into()),
@@ -157,6 +204,15 @@ pub fn failing(data_dir: &Path) -> Result<BTreeMap<RelationId, Failing>> {
 /// What the last failures of a relation mean.
 fn judge(failures: &[Failure]) -> Option<Failing> {
     let (first, last) = (failures.first()?, failures.last()?);
+    if let Some(error) = &last.error
+        && last.certain
+        && last.version == VERSION
+    {
+        return Some(Failing {
+            at: Some(last.tick).filter(|tick| *tick >= MINTED),
+            error: error.clone().into(),
+        });
+    }
     let equal = |f: &Failure| f.place == last.place && f.version == VERSION;
     if failures.len() < FAILURES || !failures.iter().all(equal) {
         return None;
@@ -205,6 +261,8 @@ mod tests {
             incarnation: 1,
             version: VERSION.to_string(),
             at_ms: 0,
+            error: None,
+            certain: false,
         }
     }
 
@@ -241,6 +299,27 @@ mod tests {
     }
 
     #[test]
+    fn a_row_that_a_table_does_not_take_fails_its_sink_at_once() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let broken = |kind, id| BrokenSink {
+            id: RelationId(id),
+            tick: T,
+            error: Error::new(kind, "no").code("23502").hint("do"),
+        };
+        for broken in [
+            broken(ErrorKind::Invalid, 7),
+            broken(ErrorKind::Internal, 8),
+        ] {
+            note_broken(dir.path(), &broken).expect("written");
+        }
+        let failing = failing(dir.path()).expect("read");
+        assert_eq!(failing.keys().collect::<Vec<_>>(), [&RelationId(7)]);
+        let Failing { at, error } = &failing[&RelationId(7)];
+        assert_eq!((*at, error.code), (Some(T), "23502"));
+        assert_eq!(error.hint.as_deref(), Some("do"));
+    }
+
+    #[test]
     fn all_that_panics_in_one_server_counts_once() {
         let dir = tempfile::tempdir().expect("a folder");
         let journal = path(dir.path());
@@ -268,6 +347,28 @@ mod tests {
         let f = |tick| failure(4, tick, T, "a.rs:1");
         let wanted = BTreeMap::from([(RelationId(4), None)]);
         assert_eq!(judged(&[f(1), f(0), f(3)]), wanted);
+    }
+
+    #[test]
+    fn a_line_that_was_torn_in_a_character_is_skipped() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let journal = path(dir.path());
+        let message = "größer als erlaubt".to_string();
+        let failure = Failure {
+            message,
+            ..failure(1, T, 0, "a.rs:1")
+        };
+        append(&journal, &failure).expect("written");
+        let whole = std::fs::read(&journal).expect("read");
+        let torn = whole.iter().position(|b| !b.is_ascii()).expect("an ö") + 1;
+        std::fs::write(&journal, &whole[..torn]).expect("written");
+        assert!(failing(dir.path()).expect("the server starts").is_empty());
+        append(&journal, &failure).expect("written");
+        assert_eq!(
+            read(&journal).expect("read"),
+            [failure],
+            "on a line of its own"
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use millrace_dataflow::checkpoint::pause;
+use millrace_dataflow::checkpoint::freeze_time;
 use millrace_dataflow::engine::shared::{EngineStats, StateRow, Status};
 use millrace_dataflow::error::{Error, Result};
 use millrace_dataflow::state::PagerStats;
@@ -346,7 +346,7 @@ fn engine(registry: &Registry, stats: EngineStats) -> Result<()> {
         registry,
         "millrace_checkpoint_pause_seconds",
         "How long the workers of this process stood still for the last checkpoint, at most",
-        pause::longest().0.as_secs_f64(),
+        freeze_time::longest().0.as_secs_f64(),
     )
 }
 

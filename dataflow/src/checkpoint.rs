@@ -18,10 +18,10 @@
 //! A crash before 3 ends leaves objects nobody refers to; a crash after it begins at F.
 
 pub mod collector;
+pub mod freeze_time;
 mod increment;
 pub mod manifest;
 pub mod parts;
-pub mod pause;
 pub mod store;
 pub mod usage;
 

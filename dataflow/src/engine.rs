@@ -48,7 +48,7 @@ use crate::worker::command::{Command, InputInfo, Progress};
 use backfill::Backfill;
 use minter::Request;
 use shared::{EngineStats, Shared};
-use sinks::SinkStatus;
+use sinks::{BrokenSink, SinkStatus};
 
 /// How long a read waits for its tick.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -272,6 +272,10 @@ struct Inner {
     last_checkpoint_tick: AtomicU64,
     /// What is held because it fails, and why.
     failed: Mutex<BTreeMap<RelationId, Error>>,
+    /// Where the tasks of a sink say that it is broken.
+    broken_sinks: mpsc::UnboundedSender<BrokenSink>,
+    /// Why this run of the engine is to end.
+    broken: watch::Sender<Option<BrokenSink>>,
     stopped: watch::Sender<bool>,
     /// Joined when the engine stops.
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
@@ -332,7 +336,7 @@ impl Engine {
                     self.add_source(Arc::new(item))?;
                     return Ok(());
                 }
-                Item::View(item) => self.start_view(Arc::new(item), true).await?,
+                Item::View(item) => self.start_view(Arc::new(item), true)?,
                 Item::Sink(item) => self.start_sink(Arc::new(item), true).await?,
             }
         };
@@ -647,6 +651,39 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Returns when a sink is broken. No checkpoint ends any more: whoever runs the engine ends it, without
+    /// [`Engine::stop`], and starts it again; with the sink among those that fail, unless another try may
+    /// help.
+    pub async fn broken(&self) -> BrokenSink {
+        let mut broken = self.inner.broken.subscribe();
+        let why = broken.wait_for(Option::is_some).await;
+        match why.ok().and_then(|why| why.clone()) {
+            Some(why) => why,
+            // The engine is gone.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Hears what the tasks of sinks say. One that no checkpoint holds yet is taken back alone.
+    fn watch_sinks(&self, mut said: mpsc::UnboundedReceiver<BrokenSink>) {
+        let engine = self.clone();
+        let mut stopped = self.inner.stopped.subscribe();
+        tokio::spawn(async move {
+            loop {
+                let broken = tokio::select! {
+                    Some(broken) = said.recv() => broken,
+                    _ = stopped.wait_for(|s| *s) => return,
+                };
+                let backfill = lock(&engine.inner.backfills).get(&broken.id).cloned();
+                match backfill.filter(|b| b.fail(&broken.error)) {
+                    // Its writer answers no mark; without it checkpoints do not wait for that.
+                    Some(_) => drop(engine.ask(Request::Drop([broken.id].into()))),
+                    None => drop(engine.inner.broken.send_replace(Some(broken))),
+                }
+            }
+        });
     }
 
     pub fn stats(&self) -> EngineStats {

@@ -24,6 +24,19 @@ pub fn random_id() -> uuid::Uuid {
     uuid::Uuid::new_v4()
 }
 
+/// Creates a directory and, if it was not there, makes the entries that lead to it durable.
+pub fn create_directory(directory: &std::path::Path) -> std::io::Result<()> {
+    let missing = (directory.ancestors()).take_while(|a| !a.as_os_str().is_empty() && !a.exists());
+    let missing: Vec<_> = missing.collect();
+    std::fs::create_dir_all(directory)?;
+    for made in missing {
+        let parent = made.parent().filter(|p| !p.as_os_str().is_empty());
+        let parent = parent.unwrap_or(std::path::Path::new("."));
+        std::fs::File::open(parent)?.sync_all()?;
+    }
+    Ok(())
+}
+
 /// Stops the process at a named point when a test asks for it.
 ///
 /// Exists in builds with debug assertions only. `MILLRACE_FAILPOINTS` holds entries

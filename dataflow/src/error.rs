@@ -94,6 +94,18 @@ impl Error {
         self.code = code;
         self
     }
+    /// With a code that came as text; one that this build does not act upon becomes that of the kind.
+    #[must_use]
+    pub fn code_of(self, code: &str) -> Self {
+        const KNOWN: [&str; 14] = [
+            "08006", "22003", "22023", "23502", "40001", "42704", "42P01", "53100", "55000",
+            "57014", "57P01", "58030", "0A000", "XX001",
+        ];
+        match KNOWN.into_iter().find(|known| *known == code) {
+            Some(code) => self.code(code),
+            None => self,
+        }
+    }
     #[must_use]
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = Some(detail.into());

@@ -6,6 +6,9 @@
 //! `close`: the writer closes its open files and returns *committables*, which enter the checkpoint.
 //! One [`Committer`] per sink publishes the committables of `[lower, upper)` together, exactly once:
 //! the destination itself says how far it is (`frontier`), and what lies below is dropped on replay.
+//!
+//! A writer that fails with anything but `Unavailable` is not called again: its rows are those of the
+//! ticks since the last `close`, and only a restart has them once more.
 
 use std::sync::{Arc, Mutex};
 
@@ -71,14 +74,15 @@ pub trait Committer: Send {
     /// destination itself; `None` if nothing was ever committed. Fences older incarnations.
     async fn frontier(&mut self) -> Result<Option<Tick>>;
     /// Publishes all committables, which cover `[lower, upper)`, in one step. Returns once the
-    /// outcome is known: `Ok` means the destination's frontier is `upper`. An error of kind
-    /// `Unavailable` may be retried with the same arguments; any other stops the sink.
+    /// outcome is known: `Ok` means the destination holds everything below `upper`, and gives the
+    /// frontier that it says so itself; where there was nothing to publish that may lie below. An
+    /// error of kind `Unavailable` may be retried with the same arguments; any other stops the sink.
     async fn commit(
         &mut self,
         lower: Tick,
         upper: Tick,
         committables: &[Committable],
-    ) -> Result<()>;
+    ) -> Result<Tick>;
 }
 
 /// Columns a sink receives.

@@ -96,8 +96,8 @@ impl Committer for BlackholeCommitter {
     async fn frontier(&mut self) -> Result<Option<Tick>> {
         Ok(None)
     }
-    async fn commit(&mut self, _: Tick, _: Tick, _: &[Committable]) -> Result<()> {
-        Ok(())
+    async fn commit(&mut self, _: Tick, _: Tick, _: &[Committable]) -> Result<Tick> {
+        Ok(0)
     }
 }
 

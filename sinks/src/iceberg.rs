@@ -2,7 +2,7 @@
 //!
 //! # Contract
 //!
-//! * Namespace and table are created with the sink if missing; a table with other columns is refused
+//! * Namespace and table are created with the sink if missing, and never later; a table with other columns is refused
 //!   then, not when rows arrive.
 //! * A row with diff `n` is written `n` times. A retraction is an error, unless the sink keeps a
 //!   changelog: then every change is a row with its sign (`op`) and its time (`tick`).
@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
-use millrace_dataflow::error::{ErrorKind, Result};
+use millrace_dataflow::error::{Error, ErrorKind, Result};
 use millrace_dataflow::plan::RelationId;
 use millrace_dataflow::sink::{Committer, Sink, Writer};
 use millrace_lake::{SqlCatalog, TableCommitter, TableName, TableVersion, schema, snapshot};
@@ -66,11 +66,39 @@ impl IcebergSink {
             }
             other => other?,
         };
-        schema::compatible(
-            &table.to_string(),
-            version.metadata.current_schema(),
-            &written,
-        )?;
+        Self::over(catalog, version, sink, columns, options)
+    }
+
+    /// Opens the table that an existing sink writes to; it must be there.
+    pub async fn open(
+        catalog: Arc<SqlCatalog>,
+        table: &TableName,
+        sink: RelationId,
+        columns: &SchemaRef,
+        options: IcebergOptions,
+    ) -> Result<Arc<Self>> {
+        match catalog.load_table(table).await {
+            Ok(version) => Self::over(catalog, version, sink, columns, options),
+            Err(e) if e.kind == ErrorKind::NotFound => Err(Error::new(
+                ErrorKind::NotFound,
+                format!("lake table \"{table}\", which the sink writes to, was dropped"),
+            )
+            .code("42P01")
+            .hint("drop the sink and create it anew")),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn over(
+        catalog: Arc<SqlCatalog>,
+        version: TableVersion,
+        sink: RelationId,
+        columns: &SchemaRef,
+        options: IcebergOptions,
+    ) -> Result<Arc<Self>> {
+        let written = layout::written_columns(columns, options.changelog)?;
+        let name = version.name.to_string();
+        schema::compatible(&name, version.metadata.current_schema(), &written)?;
         snapshot::check_appendable(&version)?;
         let layout = Arc::new(Layout::new(columns, &version, options.changelog)?);
         Ok(Arc::new(Self {

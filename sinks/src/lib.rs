@@ -5,10 +5,13 @@
 //!
 //! * [`iceberg`]: appends to a lake table, exactly once.
 //! * [`blackhole`]: counts and drops, for measurements.
+//! * [`refused`]: stands for one that cannot be opened.
 
 pub mod blackhole;
 pub mod iceberg;
 pub mod options;
+pub mod refused;
 
 pub use blackhole::BlackholeSink;
 pub use iceberg::{IcebergOptions, IcebergSink};
+pub use refused::RefusedSink;

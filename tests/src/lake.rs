@@ -50,3 +50,24 @@ pub fn ledger(python: &Path, data_dir: &Path, args: &[&str]) -> Value {
         .and_then(|line| serde_json::from_str(line).ok())
         .unwrap_or_else(|| panic!("no report in: {text}"))
 }
+
+/// Runs a script with PyIceberg, which finds `catalog`, that of the data directory, and `data_dir`.
+///
+/// # Panics
+///
+/// When it fails.
+pub fn script(python: &Path, data_dir: &Path, text: &str) {
+    let head = "import os, sys
+from pyiceberg.catalog.sql import SqlCatalog
+data_dir = os.path.abspath(sys.argv[1])
+catalog = SqlCatalog('lake', uri=f'sqlite:///{data_dir}/metadata.db')
+";
+    let out = Command::new(python)
+        .arg("-c")
+        .arg(format!("{head}{text}"))
+        .arg(data_dir)
+        .output()
+        .expect("python runs");
+    let errors = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{text}:\n{errors}");
+}

@@ -214,11 +214,14 @@ const FAILPOINTS: &[&str] = &[
     "ckpt.manifest.before_cas=kill",
     "ckpt.manifest.after_cas=kill",
     "ckpt.gc.before_delete=kill",
+    "ckpt.gc.mid_delete=kill",
     "sink.file.mid_write=kill",
     "sink.file.after_close=kill",
     "sink.manifest.after_write=kill",
     "sink.commit.before_send=kill:2",
     "sink.commit.after_answer=kill:2",
+    "sink.progress.after=kill:2",
+    "recover.after_fence=kill",
 ];
 
 fn seen(server: &Server) -> u64 {

@@ -23,6 +23,8 @@ mod mistakes;
 mod nexmark;
 #[path = "http/processes.rs"]
 mod processes;
+#[path = "http/sinks.rs"]
+mod sinks;
 #[path = "http/storage.rs"]
 mod storage;
 #[path = "http/tpch.rs"]

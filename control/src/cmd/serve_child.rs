@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use millrace_dataflow::engine::sinks::BrokenSink;
 use millrace_dataflow::error::{Error, ErrorKind, Result};
 use millrace_dataflow::ingest::READER_THREAD;
 use tokio::signal::unix::{SignalKind, signal};
@@ -55,7 +56,6 @@ fn exit_code(problem: &Error) -> u8 {
     }
 }
 
-/// A panic of the engine is a bug; going on could answer wrongly. Statements are planned and run on
 /// A panic of the engine is a bug; going on could answer wrongly. Statements are planned and run on
 /// threads of their own, where a panic is caught and costs that statement only; a reader's costs its source.
 /// Threads that exchange rows with other processes panic when a connection ends: no bug, but the end all
@@ -134,6 +134,7 @@ async fn serve(
 ) -> Result<u8> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let data_dir = std::path::absolute(&config.data_dir)?;
     let server = Server::open(config, listener)?;
     tokio::select! {
         restored = server.restore() => restored?,
@@ -150,11 +151,21 @@ async fn serve(
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         () = until_fenced(&server) => return Err(crate::error::fenced()),
+        broken = coordinator.broken() => return give_up(&broken, &data_dir),
         () = coordinator.restart_asked() => again = true,
     }
     info!(target: "millrace", again, "stopping");
     server.stop().await?;
     Ok(if again { EXIT_AGAIN } else { 0 })
+}
+
+/// Ends as a crash does, without a checkpoint: the next run reads again what the sink has not written, and
+/// decides whether to leave the sink out.
+fn give_up(broken: &BrokenSink, data_dir: &std::path::Path) -> Result<u8> {
+    let BrokenSink { id, error, .. } = broken;
+    error!(target: "millrace", sink = %id, %error, "a sink cannot go on, the service starts again");
+    failures::note_broken(data_dir, broken)?;
+    Ok(1)
 }
 
 /// Returns when a newer server has taken the data directory.

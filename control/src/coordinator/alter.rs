@@ -134,7 +134,7 @@ impl Coordinator {
             }
             AlterAction::Resume => {
                 failures::forget(&std::path::absolute(&self.0.config.data_dir)?, target.id)?;
-                if self.0.engine.was_not_started(target.id) {
+                if self.0.engine.starts_anew(target.id) {
                     self.0.restart.notify_one();
                     return Ok(Answer::done().notice(Notice::remark(
                         "the service restarts with its state and tries again; requests wait for it",
@@ -158,22 +158,21 @@ impl Coordinator {
     }
 
     async fn keep_paused(&self, sink: RelationId, paused: bool) -> Result<()> {
-        let text = {
-            let mut all = self
-                .0
-                .paused
-                .lock()
-                .expect("no panic while the list is changed");
-            let changed = match paused {
-                true => all.insert(sink),
-                false => all.remove(&sink),
-            };
-            if !changed {
-                return Ok(());
-            }
-            serde_json::to_string(&*all).map_err(|e| Error::internal(e.to_string()))?
+        let list = || self.0.paused.lock().expect("no panic while it is changed");
+        let mut all = list().clone();
+        let changed = match paused {
+            true => all.insert(sink),
+            false => all.remove(&sink),
         };
-        self.0.catalog.set_setting(PAUSED, &text).await
+        if !changed {
+            return Ok(());
+        }
+        let text = serde_json::to_string(&all).map_err(|e| Error::internal(e.to_string()))?;
+        // First: what could not be written is written when the statement is said again. The writer's
+        // lock keeps others away meanwhile.
+        self.0.catalog.set_setting(PAUSED, &text).await?;
+        *list() = all;
+        Ok(())
     }
 
     /// Forgets that dropped sinks were paused.
@@ -225,8 +224,9 @@ impl Coordinator {
         };
         let interval = self.0.outside.commit_interval(&sink_options)?;
         let text = with_options(&entry.object.text, &options)?;
-        self.0.catalog.set_text(entry.object.id, &text).await?;
         let sink = entry.object.companion.unwrap_or(id);
+        self.0.engine.takes_commit_interval(sink)?;
+        self.0.catalog.set_text(entry.object.id, &text).await?;
         self.0.engine.set_commit_interval(sink, interval)?;
         self.publish(with_text(world, entry, text));
         Ok(Answer::done())

@@ -7,6 +7,7 @@ use millrace_dataflow::error::{Error, Result};
 use millrace_sql::parse::Statement;
 use tracing::{info, warn};
 
+use super::facts::Missing;
 use super::prepare::{self, Draft};
 use super::{Coordinator, World, WriterLock};
 use crate::error::duplicate_relation;
@@ -119,8 +120,9 @@ impl Coordinator {
             }
             name => made_table = name,
         }
-        let made = prepare::connect(draft, object, &inner.outside).await?;
+        let made = prepare::connect(draft, object, &inner.outside, Missing::Create).await?;
         inner.catalog.insert(&made.entry.object).await?;
+        env::failpoint("ddl.create.after_meta_before_dataflow");
         inner.engine.define(&made.entry.object.definition())?;
         let _claim = inner.busy.claim(&made.entry.object.name, false, &uses);
         drop(lock);

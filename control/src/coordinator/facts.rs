@@ -11,7 +11,7 @@ use millrace_dataflow::plan::RelationId;
 use millrace_dataflow::sink::Sink;
 use millrace_dataflow::source::Source;
 use millrace_lake::{LakeTable, SqlCatalog, TableName};
-use millrace_sinks::{BlackholeSink, IcebergOptions, IcebergSink};
+use millrace_sinks::{BlackholeSink, IcebergOptions, IcebergSink, RefusedSink};
 use millrace_sql::catalog::LakeName;
 use millrace_sql::parse::Options;
 use millrace_sql::purify::{Discovered, Facts};
@@ -27,6 +27,16 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub(super) struct Outside {
     pub lake: Arc<SqlCatalog>,
+}
+
+/// What becomes of a table that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// It is made, with the sink.
+    Create,
+    /// The sink is an old one: its table was dropped behind its back, and an empty one in its place would
+    /// only hide that.
+    Fail,
 }
 
 /// The lake's own form of a name.
@@ -84,10 +94,11 @@ impl Outside {
         millrace_connectors::validate(connector, &options, physical).await
     }
 
-    /// A sink into a lake table, which is created if it is missing.
+    /// A sink into a lake table.
     pub(super) async fn lake_sink(
         &self,
         name: &LakeName,
+        missing: Missing,
         id: RelationId,
         schema: &SchemaRef,
         append_only: bool,
@@ -106,8 +117,24 @@ impl Outside {
         }
         let interval = options.commit_interval;
         let table = table_name(name)?;
-        let sink = IcebergSink::create(Arc::clone(&self.lake), &table, id, schema, options).await?;
-        Ok((sink, interval))
+        let lake = Arc::clone(&self.lake);
+        match missing {
+            Missing::Create => {
+                let sink = IcebergSink::create(lake, &table, id, schema, options).await?;
+                Ok((sink, interval))
+            }
+            Missing::Fail => {
+                let changelog = options.changelog;
+                match IcebergSink::open(lake, &table, id, schema, options).await {
+                    Ok(sink) => Ok((sink, interval)),
+                    // The sink fails, not the view that is published through it.
+                    Err(e) if e.kind == ErrorKind::NotFound => {
+                        Ok((RefusedSink::new(e, changelog), interval))
+                    }
+                    Err(e) => Err(e),
+                }
+            }
+        }
     }
 
     /// How often a sink into the lake with these options commits.

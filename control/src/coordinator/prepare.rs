@@ -19,7 +19,7 @@ use millrace_sql::guard::{Policy, guard};
 use millrace_sql::lower::{Lowered, lower};
 use millrace_sql::parse::{Options, SinkTarget};
 
-use super::facts::Outside;
+use super::facts::{Missing, Outside};
 use super::world::{Detail, Entry, Made};
 use crate::catalog::{Kind, Object};
 
@@ -207,7 +207,12 @@ pub(super) async fn validate(draft: &Draft, outside: &Outside) -> Result<()> {
 }
 
 /// Builds what the engine runs.
-pub(super) async fn connect(draft: Draft, object: Object, outside: &Outside) -> Result<Made> {
+pub(super) async fn connect(
+    draft: Draft,
+    object: Object,
+    outside: &Outside,
+    missing: Missing,
+) -> Result<Made> {
     let (detail, picture, items) = match draft.body {
         Body::Source(def) => source(def, &object, outside)?,
         Body::View(def) => {
@@ -226,8 +231,11 @@ pub(super) async fn connect(draft: Draft, object: Object, outside: &Outside) -> 
             schema,
             published,
             options,
-        } => view(lowered, schema, published, &options, &object, outside).await?,
-        Body::Sink(def) => sink(def, &object, outside).await?,
+        } => {
+            let published = published.map(|lake| (lake, missing));
+            view(lowered, schema, published, &options, &object, outside).await?
+        }
+        Body::Sink(def) => sink(def, &object, outside, missing).await?,
     };
     Ok(Made {
         entry: Entry {
@@ -278,7 +286,7 @@ fn source(def: SourceDef, object: &Object, outside: &Outside) -> Result<Parts> {
 async fn view(
     lowered: Lowered,
     schema: SchemaRef,
-    lake: Option<LakeName>,
+    lake: Option<(LakeName, Missing)>,
     options: &Options,
     object: &Object,
     outside: &Outside,
@@ -307,10 +315,10 @@ async fn view(
         errors,
         late,
     })];
-    if let Some(lake) = lake {
+    if let Some((lake, missing)) = lake {
         let id = need(object.companion, object)?;
         let (sink, commit_interval) = outside
-            .lake_sink(&lake, id, &schema, append_only, options)
+            .lake_sink(&lake, missing, id, &schema, append_only, options)
             .await?;
         items.push(Item::Sink(SinkItem {
             id,
@@ -339,11 +347,18 @@ async fn view(
     ))
 }
 
-async fn sink(def: SinkDef, object: &Object, outside: &Outside) -> Result<Parts> {
+async fn sink(def: SinkDef, object: &Object, outside: &Outside, missing: Missing) -> Result<Parts> {
     let (sink, commit_interval, into) = match &def.target {
         SinkTarget::Lake(lake) => {
             let (sink, interval) = outside
-                .lake_sink(lake, object.id, &def.schema, def.append_only, &def.options)
+                .lake_sink(
+                    lake,
+                    missing,
+                    object.id,
+                    &def.schema,
+                    def.append_only,
+                    &def.options,
+                )
                 .await?;
             (sink, interval, lake.to_string())
         }

@@ -68,7 +68,7 @@ impl Coordinator {
             before,
         };
         let notices = draft.notices.clone();
-        let made = prepare::connect(draft, object, &inner.outside).await?;
+        let made = prepare::connect(draft, object, &inner.outside, Missing::Fail).await?;
         // The sink of a published view goes on as it is.
         let view = made.items.into_iter().find_map(|item| match item {
             Item::View(view) => Some(view),

@@ -6,6 +6,8 @@
 //! * Objects are planned so that each finds what it reads.
 //! * One that cannot be planned any more, or whose plan is another one (state would not fit), is
 //!   kept as FAILED with the reason, and so is what reads it; the others run.
+//! * What cannot be planned because the outside does not answer, and has state in the checkpoint, ends the
+//!   start: the parent tries again, and nothing is forgotten.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -25,7 +27,7 @@ use millrace_sql::guard::Policy;
 use millrace_sql::purify::purify;
 use tracing::{info, warn};
 
-use super::facts::Outside;
+use super::facts::{Missing, Outside};
 use super::world::{Detail, Entry, Made, World, in_order};
 use super::{Coordinator, Inner, PROCESSES, WORKERS, WorkersSetting, alter, prepare};
 use crate::catalog::{Object, SqliteCatalog};
@@ -79,6 +81,18 @@ pub(super) async fn start(
                 items.extend(made.items);
                 world = world.with(made.entry, Some(made.picture));
             }
+            // Without it the next checkpoint would hold nothing of it any more; the trouble may pass.
+            Err(error) if error.kind == ErrorKind::Unavailable && holds(&found, &object) => {
+                return Err(Error {
+                    message: format!(
+                        "cannot start with {} \"{}\": {}",
+                        object.kind.as_str(),
+                        object.name,
+                        error.message
+                    ),
+                    ..error
+                });
+            }
             Err(error) => {
                 let error = world.explain_missing(error);
                 warn!(target: "millrace", name = object.name, kind = object.kind.as_str(), %error, "failed, the others run");
@@ -118,6 +132,12 @@ pub(super) async fn start(
         service: tokio::runtime::Handle::current(),
         restart: tokio::sync::Notify::new(),
     })))
+}
+
+/// Whether the checkpoint has state of an object, or of what it is published through.
+fn holds(found: &Found, object: &Object) -> bool {
+    let ids = [Some(object.dataflow), Some(object.id), object.companion];
+    ids.into_iter().flatten().any(|id| found.holds(id))
 }
 
 /// Which definition of a view that was being replaced is the valid one: that whose state the checkpoint
@@ -169,7 +189,7 @@ pub(super) async fn again(
         .detail("its stored state does not fit the new plan")
         .hint("drop it and create it again"));
     }
-    prepare::connect(draft, object.clone(), outside).await
+    prepare::connect(draft, object.clone(), outside, Missing::Fail).await
 }
 
 /// Memory and scratch space of one-shot queries.

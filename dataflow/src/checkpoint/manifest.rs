@@ -36,6 +36,10 @@ pub struct SourceState {
 pub struct SinkState {
     /// The destination holds everything below, as far as was known.
     pub committed: Tick,
+    /// What the destination itself last said it holds; it may say less than `committed` where there was
+    /// nothing to commit, but never less than this. Zero in checkpoints of older servers.
+    #[serde(default)]
+    pub landed: Tick,
     /// Closed files of ticks at or above `committed`, up to the checkpoint.
     pub pending: Vec<Committable>,
     pub rows: u64,

@@ -21,10 +21,14 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
 use super::manifest::{CheckpointManifest, ChunkRef, ObjectId, VERSION};
 use super::{RestoredDataflow, RestoredStage};
+use crate::env::create_directory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::RelationId;
 use crate::state::{Blob, StoredPart, read_part_of};
 use tokio::io::AsyncWriteExt;
+
+/// Below the root.
+const FOLDER: &str = "checkpoints";
 
 /// Bytes gathered before they are handed to the store.
 const BUFFER: usize = 4 << 20;
@@ -92,7 +96,7 @@ fn corrupt(what: &str, id: u64) -> Error {
 
 fn object_path(id: ObjectId) -> Path {
     let ObjectId { checkpoint, worker } = id;
-    Path::from(format!("checkpoints/{checkpoint:012}/worker-{worker}"))
+    Path::from(format!("{FOLDER}/{checkpoint:012}/worker-{worker}"))
 }
 
 /// What a path below `checkpoints/` is: an object, or anything else of a checkpoint.
@@ -108,7 +112,7 @@ fn read_path(path: &Path) -> Option<(u64, Option<ObjectId>)> {
 }
 
 fn manifest_path(id: u64) -> Path {
-    Path::from(format!("checkpoints/{id:012}/manifest.json"))
+    Path::from(format!("{FOLDER}/{id:012}/manifest.json"))
 }
 
 impl CheckpointStore {
@@ -131,7 +135,7 @@ impl CheckpointStore {
 
     /// In a directory of the local disk.
     pub fn local(root: PathBuf) -> Result<Self> {
-        std::fs::create_dir_all(&root).map_err(|e| no_directory(&root, e))?;
+        create_directory(&root.join(FOLDER)).map_err(|e| no_directory(&root, e))?;
         let store = LocalFileSystem::new_with_prefix(&root).map_err(store_error)?;
         Ok(Self {
             store: Arc::new(store),
@@ -172,16 +176,11 @@ impl CheckpointStore {
         let Some(root) = &self.local else {
             return Ok(());
         };
-        let file = root.join(path.as_ref());
-        tokio::task::spawn_blocking(move || -> std::io::Result<()> {
-            std::fs::File::open(&file)?.sync_all()?;
-            match file.parent() {
-                Some(dir) => std::fs::File::open(dir)?.sync_all(),
-                None => Ok(()),
-            }
-        })
-        .await
-        .map_err(|e| Error::internal(e.to_string()))??;
+        let (root, file) = (root.clone(), root.join(path.as_ref()));
+        // With the entries that lead to it: the store makes the directory of a checkpoint itself.
+        tokio::task::spawn_blocking(move || sync_below(&root, &file))
+            .await
+            .map_err(|e| Error::internal(e.to_string()))??;
         Ok(())
     }
 
@@ -226,7 +225,7 @@ impl CheckpointStore {
 
     /// Ids of checkpoints that have a manifest, ascending.
     pub async fn list(&self) -> Result<Vec<u64>> {
-        let prefix = Path::from("checkpoints");
+        let prefix = Path::from(FOLDER);
         let metas: Vec<_> = self
             .store
             .list(Some(&prefix))
@@ -291,9 +290,9 @@ impl CheckpointStore {
     }
 
     /// Removes the checkpoints below the newest of `keep` that are not among them, except the
-    /// `objects` they lent.
+    /// `objects` they lent; with them, what uploads have left behind that never ended.
     pub async fn remove_all_but(&self, keep: &[u64], objects: &BTreeSet<ObjectId>) -> Result<()> {
-        let prefix = Path::from("checkpoints");
+        let prefix = Path::from(FOLDER);
         // A checkpoint under way has a larger id than any kept one.
         let newest = keep.iter().max().copied().unwrap_or(0);
         let mut list = self.store.list(Some(&prefix));
@@ -311,18 +310,46 @@ impl CheckpointStore {
                     .delete(&meta.location)
                     .await
                     .map_err(store_error)?;
-            }
-        }
-        if let Some(root) = &self.local {
-            // An object store has no directories; a disk keeps the empty ones.
-            if let Ok(entries) = std::fs::read_dir(root.join("checkpoints")) {
-                for entry in entries.flatten() {
-                    let _ = std::fs::remove_dir(entry.path());
+                if crate::env::failpoint("ckpt.gc.mid_delete") {
+                    return Err(Error::unavailable("failpoint ckpt.gc.mid_delete"));
                 }
             }
         }
+        if let Some(root) = self.local.clone() {
+            tokio::task::spawn_blocking(move || tidy(&root.join(FOLDER), newest))
+                .await
+                .map_err(|e| Error::internal(e.to_string()))?;
+        }
         Ok(())
     }
+}
+
+/// What a disk keeps that an object store does not: files that were being uploaded when their server
+/// was killed (whose names hold a `#` and are not listed), and empty directories. Of checkpoints up to
+/// `newest`; those after it may be under way. What cannot be removed now is tried the next time.
+fn tidy(folder: &std::path::Path, newest: u64) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for checkpoint in entries {
+        let id = checkpoint.file_name().to_str().and_then(|n| n.parse().ok());
+        if id.is_none_or(|id: u64| id > newest) {
+            continue;
+        }
+        let files = std::fs::read_dir(checkpoint.path());
+        for file in files.into_iter().flatten().flatten() {
+            if file.file_name().to_string_lossy().contains('#') {
+                let _ = std::fs::remove_file(file.path());
+            }
+        }
+        let _ = std::fs::remove_dir(checkpoint.path());
+    }
+}
+
+/// Makes a file and its entries in the directories from `root` down durable.
+fn sync_below(root: &std::path::Path, file: &std::path::Path) -> std::io::Result<()> {
+    for path in file.ancestors().take_while(|a| a.starts_with(root)) {
+        std::fs::File::open(path)?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// A store that does not answer is asked a few times before that is an error.
@@ -483,5 +510,32 @@ impl Write for ObjectWriter {
     }
     fn flush(&mut self) -> std::io::Result<()> {
         self.flush_buffer()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_an_upload_has_left_behind_goes_with_the_next_checkpoint() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = CheckpointStore::local(dir.path().to_path_buf()).expect("a store");
+        let of = |id: u64| dir.path().join(FOLDER).join(format!("{id:012}"));
+        for id in [3, 4, 5] {
+            std::fs::create_dir(of(id)).expect("made");
+            std::fs::write(of(id).join("worker-0#1"), "half").expect("written");
+        }
+        let object = ObjectId {
+            checkpoint: 4,
+            worker: 0,
+        };
+        std::fs::write(of(4).join("worker-0"), "whole").expect("written");
+        let needed = BTreeSet::from([object]);
+        store.remove_all_but(&[4], &needed).await.expect("removed");
+        assert!(!of(3).exists());
+        assert!(!of(4).join("worker-0#1").exists());
+        assert!(of(4).join("worker-0").exists());
+        assert!(of(5).join("worker-0#1").exists(), "it may be under way");
     }
 }

@@ -452,6 +452,13 @@ impl Shared {
                     });
                 }
             }
+            Up::Broken { sink, tick, error } => {
+                let table = lock(&self.table);
+                let flow = table.flows.get(&sink).and_then(|f| f.sink.as_ref());
+                if let Some((_, status)) = flow {
+                    status.broke(tick, &error.into());
+                }
+            }
             Up::Failed(error) => return Err(error.into()),
             Up::Bye => return Ok(false),
             Up::Beat => {}

@@ -485,6 +485,18 @@ impl Remote {
             },
         ))?;
         let (outbox, sink) = (self.outbox.clone(), item.id);
+        let mut broken = status.broken.subscribe();
+        let (weak, said) = (Arc::downgrade(&status), outbox.clone());
+        self.runtime.spawn(async move {
+            // As long as the sink is here.
+            while broken.changed().await.is_ok() && weak.strong_count() > 0 {
+                let why = broken.borrow_and_update().clone();
+                if let Some((tick, error)) = why {
+                    let error = error.into();
+                    said.send(Up::Broken { sink, tick, error });
+                }
+            }
+        });
         self.runtime.spawn(async move {
             while let Some(closing) = closings.recv().await {
                 outbox.send(Up::Closed {

@@ -204,6 +204,12 @@ pub enum Up {
         checkpoint: Option<u64>,
         committables: Vec<Committable>,
     },
+    /// A writer has lost rows of this tick.
+    Broken {
+        sink: RelationId,
+        tick: Tick,
+        error: WireError,
+    },
     /// This process cannot go on.
     Failed(WireError),
     /// The end, as it was asked for.
@@ -263,9 +269,10 @@ pub struct SinkReport {
 }
 
 /// An [`Error`] on its way.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WireError {
     kind: ErrorKind,
+    code: String,
     message: String,
     detail: Option<String>,
     hint: Option<String>,
@@ -275,6 +282,7 @@ impl From<Error> for WireError {
     fn from(e: Error) -> Self {
         Self {
             kind: e.kind,
+            code: e.code.to_string(),
             message: e.message,
             detail: e.detail,
             hint: e.hint,
@@ -287,7 +295,7 @@ impl From<WireError> for Error {
         Self {
             detail: e.detail,
             hint: e.hint,
-            ..Self::new(e.kind, e.message)
+            ..Self::new(e.kind, e.message).code_of(&e.code)
         }
     }
 }

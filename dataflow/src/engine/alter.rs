@@ -76,21 +76,35 @@ impl Engine {
         Ok(changed)
     }
 
-    /// Whether it was not started at all.
-    pub fn was_not_started(&self, id: RelationId) -> bool {
-        matches!(
-            lock(&self.inner.items).get(&id),
-            Some(Running::Failed { .. })
-        )
+    /// Whether only a start of the engine can try it again: it was not started at all, or is a sink whose
+    /// destination is to be looked at again.
+    pub fn starts_anew(&self, id: RelationId) -> bool {
+        match lock(&self.inner.items).get(&id) {
+            Some(Running::Failed { .. }) => true,
+            Some(Running::Sink { .. }) => {
+                let failed = lock(&self.inner.failed);
+                failed
+                    .get(&id)
+                    .is_some_and(|e| e.kind != ErrorKind::Internal)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether [`Self::set_commit_interval`] would be done at the moment.
+    pub fn takes_commit_interval(&self, id: RelationId) -> Result<()> {
+        self.commits(id).map(|_| ())
     }
 
     /// How often a sink commits; `None`: as often as the data plane says.
     pub fn set_commit_interval(&self, id: RelationId, interval: Option<Duration>) -> Result<()> {
+        self.commits(id)?.interval.send_replace(interval);
+        Ok(())
+    }
+
+    fn commits(&self, id: RelationId) -> Result<Arc<super::sinks::SinkStatus>> {
         match self.pausable(id)? {
-            Kind::Sink(status) => {
-                status.interval.send_replace(interval);
-                Ok(())
-            }
+            Kind::Sink(status) => Ok(status),
             Kind::View => Err(Error::internal("a view commits nothing")),
         }
     }

@@ -43,6 +43,8 @@ pub struct Backfill {
     contents: Vec<(String, u64)>,
     progress: Arc<Progress>,
     trouble: Mutex<Option<String>>,
+    /// Why it was called off, if nobody asked for that.
+    failure: Mutex<Option<Error>>,
 }
 
 /// One source: what is to be read and how far that is.
@@ -115,6 +117,7 @@ impl Backfill {
             contents,
             progress,
             trouble: Mutex::default(),
+            failure: Mutex::default(),
         }
     }
 
@@ -126,13 +129,24 @@ impl Backfill {
             .is_ok()
     }
 
+    /// Calls it off because it cannot be completed; false when its outcome is sealed already.
+    pub(super) fn fail(&self, error: &Error) -> bool {
+        // First: whoever sees that it is over asks why.
+        lock(&self.failure).get_or_insert_with(|| error.clone());
+        self.cancel()
+    }
+
     /// From here on it cannot be cancelled; fails if it was.
     pub(super) fn seal(&self) -> Result<()> {
         let seal = |phase| (phase != CANCELLED).then_some(SEALED);
         self.phase
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, seal)
             .map(|_| ())
-            .map_err(|_| cancelled())
+            .map_err(|_| self.why())
+    }
+
+    fn why(&self) -> Error {
+        lock(&self.failure).clone().unwrap_or_else(cancelled)
     }
 
     pub(super) fn is_cancelled(&self) -> bool {
@@ -142,7 +156,7 @@ impl Backfill {
     /// Fails once it is cancelled.
     pub(super) fn check(&self) -> Result<()> {
         if self.is_cancelled() {
-            return Err(cancelled());
+            return Err(self.why());
         }
         Ok(())
     }
@@ -296,8 +310,13 @@ mod tests {
         assert!(one.cancel());
         assert_eq!(one.seal().expect_err("cancelled").code, "57014");
         assert_eq!(one.check().expect_err("cancelled").code, "57014");
+        let failed = backfill();
+        assert!(failed.fail(&Error::invalid("no").code("23502")));
+        assert_eq!(failed.check().expect_err("failed").code, "23502");
+        assert_eq!(failed.seal().expect_err("failed").code, "23502");
         let other = backfill();
         other.seal().expect("not cancelled");
+        assert!(!other.fail(&Error::invalid("no")));
         assert!(!other.cancel());
         other.check().expect("not cancelled");
     }

@@ -2,11 +2,14 @@
 //!
 //! # Protocol
 //!
-//! 1. The dataflow is installed; nothing flows.
+//! 1. The relation is known, as one that reads its history. When what it reads has its own, the dataflow
+//!    is installed; nothing flows.
 //! 2. For each source that has already bound offsets, a private reader replays history in private
 //!    ticks, up to what is bound at the moment, again and again until little is missing.
 //! 3. The minter attaches the dataflow at tick A; the reader reads up to the binding of A.
 //! 4. Once A is applied, a checkpoint is taken; when it is durable, the relation is shown.
+//!
+//! What fails on the way is taken back: by the statement that waits for it, or else it is shown as failed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,7 +23,7 @@ use super::install::{Wanted, wanted, wanted_of};
 use super::minter::{AttachRequest, Request};
 use super::{Engine, Running, SinkItem, SourceItem, ViewItem, sinks};
 use crate::blame;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::ingest::{Preparer, lock, read_to_limit};
 use crate::plan::RelationId;
 use crate::source::{Offsets, Reader};
@@ -33,6 +36,9 @@ const HISTORY_ROWS: usize = 64 * 1024;
 const HISTORY_TICKS: Tick = 4;
 /// Rows that may still be missing when the dataflow is attached.
 const NEARLY_LEVEL: u64 = 64 * 1024;
+
+/// Between two tries to take the checkpoint that holds it.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Ends when the item is part of a checkpoint.
 pub(super) type Hydrated = oneshot::Receiver<Result<()>>;
@@ -70,11 +76,11 @@ impl Engine {
         self.broadcast(|| Command::AddSource(Arc::clone(&add)))
     }
 
-    pub(super) async fn start_view(&self, item: Arc<ViewItem>, asked: bool) -> Result<Hydrated> {
+    /// Makes a view known and begins to hydrate it.
+    pub(super) fn start_view(&self, item: Arc<ViewItem>, asked: bool) -> Result<Hydrated> {
         crate::render::check::check(&item.plan)?;
         let install = self.view_install(&item, false, None)?;
         let backfill = self.backfill(&item.name, "view", false, asked, &install);
-        let (histories, wanted) = self.begin(&install, wanted(&item.plan)).await?;
         self.register_view(&item, &install.inputs);
         let (ready_sender, ready) = watch::channel(false);
         lock(&self.inner.items).insert(
@@ -86,19 +92,19 @@ impl Engine {
             },
         );
         self.note_backfill(item.id, &backfill);
-        self.broadcast(|| Command::Install(Arc::clone(&install)))?;
         let hydration = Hydration {
             id: item.id,
             install,
             backfill,
-            wanted,
+            wanted: wanted(&item.plan),
             fingerprint: item.plan.fingerprint,
         };
-        Ok(self.hydrate(hydration, histories, move || {
+        Ok(self.hydrate(hydration, move || {
             ready_sender.send_replace(true);
         }))
     }
 
+    /// Makes a sink known and begins to hydrate it.
     pub(super) async fn start_sink(&self, item: Arc<SinkItem>, asked: bool) -> Result<Hydrated> {
         let wanted = self.sink_wanted(&item)?;
         let running = sinks::start(
@@ -112,7 +118,6 @@ impl Engine {
         // A new sink starts from the contents, whatever an older one has left in the table.
         let install = self.sink_install(&item, &running, 0, None)?;
         let backfill = self.backfill(&item.name, "sink", false, asked, &install);
-        let (histories, wanted) = self.begin(&install, wanted).await?;
         let confirmed = running.confirmed.clone();
         lock(&self.inner.items).insert(
             item.id,
@@ -124,7 +129,6 @@ impl Engine {
             },
         );
         self.note_backfill(item.id, &backfill);
-        self.broadcast(|| Command::Install(Arc::clone(&install)))?;
         let hydration = Hydration {
             id: item.id,
             install,
@@ -132,7 +136,7 @@ impl Engine {
             wanted,
             fingerprint: 0,
         };
-        Ok(self.hydrate(hydration, histories, move || {
+        Ok(self.hydrate(hydration, move || {
             confirmed.send_replace(true);
         }))
     }
@@ -156,15 +160,30 @@ impl Engine {
         ))
     }
 
-    /// Step 1, all but handing the dataflow to the workers.
-    pub(super) async fn begin(
-        &self,
-        install: &Install,
-        wanted: Wanted,
-    ) -> Result<(Vec<History>, Wanted)> {
-        let histories = self.open_histories(&wanted).await?;
-        self.wait_ready(&self.views_among(install)).await?;
-        Ok((histories, wanted))
+    /// Step 1, once what it reads has its own history.
+    pub(super) async fn begin(&self, hydration: &Hydration) -> Result<Vec<History>> {
+        let Hydration {
+            install,
+            backfill,
+            wanted,
+            ..
+        } = hydration;
+        let called_off = async {
+            while !backfill.is_cancelled() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let views = self.views_among(install);
+        tokio::select! {
+            ready = self.wait_ready(&views) => ready?,
+            () = called_off => backfill.check()?,
+        }
+        // One of them may have failed meanwhile.
+        self.inputs(wanted)?;
+        let histories = self.open_histories(wanted).await?;
+        backfill.check()?;
+        self.broadcast(|| Command::Install(Arc::clone(install)))?;
+        Ok(histories)
     }
 
     pub(super) fn sink_context(&self, id: RelationId) -> sinks::SinkContext {
@@ -179,6 +198,7 @@ impl Engine {
             signal: Arc::clone(&self.inner.signal),
             paused: self.inner.config.paused.contains(&id)
                 || self.inner.config.failed.contains_key(&id),
+            broken: self.inner.broken_sinks.clone(),
         }
     }
 
@@ -238,17 +258,12 @@ impl Engine {
             .map_err(|e| Error::internal(e.to_string()))?
     }
 
-    /// Runs steps 2 to 4 of the protocol on a task of their own.
-    fn hydrate(
-        &self,
-        hydration: Hydration,
-        histories: Vec<History>,
-        shown: impl FnOnce() + Send + 'static,
-    ) -> Hydrated {
+    /// Runs the protocol on a task of its own.
+    fn hydrate(&self, hydration: Hydration, shown: impl FnOnce() + Send + 'static) -> Hydrated {
         let (done, hydrated) = oneshot::channel();
         let engine = self.clone();
         tokio::spawn(async move {
-            let result = engine.hydrate_and_show(&hydration, histories, shown).await;
+            let result = engine.hydrate_and_show(&hydration, shown).await;
             let relation = &hydration.install.name;
             match &result {
                 Err(e) if was_asked_for(e) => tracing::info!(%relation, "{e}"),
@@ -256,22 +271,70 @@ impl Engine {
                 Ok(()) => {}
             }
             lock(&engine.inner.backfills).remove(&hydration.id);
+            if let Err(error) = &result {
+                engine.give_up(&hydration, error);
+            }
             // A client that went away does not undo what it asked for.
             let _ = done.send(result);
         });
         hydrated
     }
 
-    async fn hydrate_and_show(
-        &self,
-        hydration: &Hydration,
-        histories: Vec<History>,
-        shown: impl FnOnce(),
-    ) -> Result<()> {
+    /// Nothing of it is left in the workers, where it would hold up the others. One that no statement
+    /// waits for is shown as failed, unless it was dropped.
+    fn give_up(&self, hydration: &Hydration, error: &Error) {
+        let Hydration {
+            id,
+            install,
+            backfill,
+            ..
+        } = hydration;
+        let _ = self.ask(Request::Drop([install.id].into()));
+        if backfill.asked || *self.inner.stopped.borrow() {
+            return;
+        }
+        let mut items = lock(&self.inner.items);
+        let Some(running) = items.get_mut(id) else {
+            return;
+        };
+        let mut offers = lock(&self.inner.offers);
+        if let Running::View { item, .. } = running {
+            for relation in [item.id, item.errors, item.late] {
+                offers.remove(&relation);
+            }
+        }
+        *running = Running::Failed {
+            name: backfill.name.clone(),
+            kind: backfill.kind,
+            error: error.clone(),
+        };
+    }
+
+    async fn hydrate_and_show(&self, hydration: &Hydration, shown: impl FnOnce()) -> Result<()> {
+        let histories = self.begin(hydration).await?;
         self.level(hydration, histories).await?;
-        self.checkpoint_now().await?;
+        self.confirm(&hydration.backfill).await?;
         hydration.backfill.seal()?;
         shown();
+        Ok(())
+    }
+
+    /// Step 4: takes the checkpoint, again and again while there is no room for it or its place does not
+    /// answer.
+    async fn confirm(&self, backfill: &Backfill) -> Result<()> {
+        while let Err(e) = self.checkpoint_now().await {
+            // Without its workers the engine has ended, and another try gives the same.
+            let ended =
+                *self.inner.stopped.borrow() || self.ask(Request::Broadcast(Vec::new())).is_err();
+            if e.kind != ErrorKind::Unavailable || ended {
+                return Err(e);
+            }
+            backfill.check()?;
+            tracing::error!(name = backfill.name, error = %e, "built, but no checkpoint holds it yet");
+            backfill.trouble(Some(&e));
+            tokio::time::sleep(PAUSE).await;
+        }
+        backfill.trouble(None);
         Ok(())
     }
 

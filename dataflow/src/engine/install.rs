@@ -65,12 +65,13 @@ impl Engine {
             sources: vec![item.id],
             append_only,
         };
-        let mut offers = lock(&self.inner.offers);
-        offers.insert(
-            item.id,
-            offer(Arc::clone(&item.plan.schema), item.source.append_only()),
-        );
-        offers.insert(item.rejected, offer(rejected_schema(), true));
+        let rows = offer(Arc::clone(&item.plan.schema), item.source.append_only());
+        {
+            // Given back before `items` is taken: whoever needs both takes `items` first.
+            let mut offers = lock(&self.inner.offers);
+            offers.insert(item.id, rows);
+            offers.insert(item.rejected, offer(rejected_schema(), true));
+        }
         lock(&self.inner.items).insert(
             item.id,
             Running::Source {

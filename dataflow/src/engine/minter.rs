@@ -697,7 +697,7 @@ impl Minter {
             for (split, start) in moves.iter().flat_map(|b| &b.starts) {
                 from.0.entry(split.clone()).or_insert(*start);
             }
-            match run.open_at(&from) {
+            match run.open_at(&from, &run.wanted) {
                 Ok(replay) => drop(open.insert(*id, replay)),
                 Err(e) if moves.is_empty() => run.fail(&e),
                 Err(e) => return Err(e),
@@ -713,7 +713,7 @@ impl Minter {
             if let Some(run) = self.sources.get_mut(&id)
                 && !run.state.ended
             {
-                run.start(replay, &self.signal)?;
+                run.ingest = Some(run.started(replay, &run.wanted, &self.signal)?);
             }
         }
         Ok(())
@@ -745,13 +745,13 @@ impl SourceRun {
         }
     }
 
-    fn preparer(&self) -> Result<Preparer> {
-        let wanted: Vec<usize> = self.wanted.iter().copied().collect();
+    fn preparer(&self, columns: &BTreeSet<usize>) -> Result<Preparer> {
+        let wanted: Vec<usize> = columns.iter().copied().collect();
         Preparer::new(self.item.source.as_ref(), &self.item.plan, &wanted)
     }
 
-    fn open_at(&self, from: &Offsets) -> Result<Replay> {
-        let preparer = self.preparer()?;
+    fn open_at(&self, from: &Offsets, columns: &BTreeSet<usize>) -> Result<Replay> {
+        let preparer = self.preparer(columns)?;
         let readers = self.item.source.open(from, &preparer.projection)?;
         Ok(Replay { readers, preparer })
     }
@@ -763,33 +763,37 @@ impl SourceRun {
         *lock(&self.status.trouble) = Some(error.message.clone());
     }
 
-    fn start(&mut self, replay: Replay, signal: &Arc<Signal>) -> Result<()> {
+    fn started(
+        &self,
+        replay: Replay,
+        columns: &BTreeSet<usize>,
+        signal: &Arc<Signal>,
+    ) -> Result<Ingest> {
         let mut first = Some(replay.preparer);
-        let ingest = Ingest::start(
+        Ingest::start(
             &self.item.name,
             replay.readers,
-            || first.take().map_or_else(|| self.preparer(), Ok),
+            || first.take().map_or_else(|| self.preparer(columns), Ok),
             Arc::clone(signal),
-        )?;
-        self.ingest = Some(ingest);
-        Ok(())
+        )
     }
 
     /// Reads these columns from the next tick on. Growing means reading again from what is bound:
-    /// what was read ahead lacks the new columns.
+    /// what was read ahead lacks the new columns. If that cannot be begun, those that read the source
+    /// already go on as they did.
     fn need(&mut self, columns: &BTreeSet<usize>, signal: &Arc<Signal>) -> Result<()> {
         let grown = !columns.is_subset(&self.wanted) || !self.read;
         if !grown && (self.ingest.is_some() || self.state.ended) {
             return Ok(());
         }
-        self.wanted.extend(columns);
-        self.read = true;
-        if self.state.ended {
-            return Ok(());
+        let wanted = &self.wanted | columns;
+        if !self.state.ended {
+            let replay = self.open_at(&self.offsets(), &wanted)?;
+            self.ingest = Some(self.started(replay, &wanted, signal)?);
         }
-        self.ingest = None;
-        let replay = self.open_at(&self.offsets())?;
-        self.start(replay, signal)
+        self.wanted = wanted;
+        self.read = true;
+        Ok(())
     }
 
     /// Shows what ails the readers; whether it is new.

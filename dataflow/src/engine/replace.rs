@@ -28,7 +28,6 @@ use crate::env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ingest::lock;
 use crate::plan::RelationId;
-use crate::worker::command::Command;
 
 /// Between two tries to take the checkpoint of a replacement.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -150,16 +149,15 @@ impl Engine {
             crate::render::check::check(&item.plan)?;
             let install = self.view_install(item, true, None)?;
             let backfill = self.backfill(&item.name, "view", true, true, &install);
-            let (histories, wanted) = self.begin(&install, wanted(&item.plan)).await?;
             self.note_backfill(item.id, &backfill);
-            self.broadcast(|| Command::Install(Arc::clone(&install)))?;
             let hydration = Hydration {
                 id: item.id,
                 install,
                 backfill,
-                wanted,
+                wanted: wanted(&item.plan),
                 fingerprint: item.plan.fingerprint,
             };
+            let histories = self.begin(&hydration).await?;
             (hydration, histories)
         };
         self.level(&hydration, histories).await?;

@@ -5,9 +5,16 @@
 //! A writer writes the rows it is given and, at a mark, closes its files. The committer's task gathers
 //! the closed files of all workers for a mark. At a checkpoint mark it hands all files that are not
 //! committed to the collector; at an epoch mark it commits them, once the ticks are durable in the
-//! remap log and the sink itself is part of a checkpoint.
+//! remap log and the sink itself is part of a checkpoint. A commit that is under way, or is tried again
+//! and again, holds up neither the gathering nor a checkpoint: until its outcome is known its files are
+//! part of each.
+//!
+//! What is unavailable is tried again for as long as the sink is there. A writer that fails in any other
+//! way has lost rows, which only a restart has once more: the sink is *broken* ([`BrokenSink`]), and
+//! whoever runs the engine starts it again, without the sink if need be.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -20,9 +27,12 @@ use super::shared::Shared;
 use crate::blame;
 use crate::checkpoint::manifest::SinkState;
 use crate::checkpoint::{Message, PartSender};
+use crate::delta::Delta;
+use crate::env;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ingest::{Signal, lock};
 use crate::plan::RelationId;
+use crate::remap::log::{Known, Misfit, goes_on_at};
 use crate::sink::{Committable, Committer, Sink, Trouble, Writer};
 use crate::time::Tick;
 use crate::worker::command::WriterMessage;
@@ -43,9 +53,22 @@ pub struct SinkStatus {
     pub paused: AtomicBool,
     /// How often it commits; `None`: as often as the engine says.
     pub interval: watch::Sender<Option<Duration>>,
+    /// The first tick of which a writer has lost rows, and why.
+    pub broken: watch::Sender<Option<(Tick, Error)>>,
 }
 
 impl SinkStatus {
+    /// Rows of `tick` are lost; the lowest such tick counts.
+    pub fn broke(&self, tick: Tick, error: &Error) {
+        self.broken.send_if_modified(|broken| {
+            let new = broken.as_ref().is_none_or(|(first, _)| *first > tick);
+            if new {
+                *broken = Some((tick, error.clone()));
+            }
+            new
+        });
+    }
+
     fn note(&self, e: &Error) {
         self.disk_full.store(e.code == "53100", Ordering::Relaxed);
         *lock(&self.trouble) = Some(describe(e));
@@ -55,6 +78,14 @@ impl SinkStatus {
         self.disk_full.store(false, Ordering::Relaxed);
         lock(&self.trouble).take();
     }
+}
+
+/// A sink that cannot go on in this run: rows from a tick on reached a writer and are in no file.
+#[derive(Debug, Clone)]
+pub struct BrokenSink {
+    pub id: RelationId,
+    pub tick: Tick,
+    pub error: Error,
 }
 
 /// The ways to a running sink.
@@ -86,6 +117,7 @@ pub struct SinkContext {
     pub requests: std::sync::mpsc::Sender<Request>,
     pub signal: Arc<Signal>,
     pub paused: bool,
+    pub broken: UnboundedSender<BrokenSink>,
 }
 
 /// What one writer has closed at a mark.
@@ -120,16 +152,16 @@ pub async fn writers(
         let writer = sink.writer(worker, incarnation).await?;
         let (sender, receiver) = unbounded_channel();
         writers.push(sender);
-        let work = write(
+        let task = WriteTask {
             writer,
-            receiver,
-            context.closed.clone(),
-            Arc::clone(&context.status),
-            Arc::clone(&context.queued_bytes),
-            Arc::clone(&context.signal),
-            committed,
-        );
-        tokio::spawn(blame::scope(id, work));
+            closed: context.closed.clone(),
+            status: Arc::clone(&context.status),
+            queued: Arc::clone(&context.queued_bytes),
+            signal: Arc::clone(&context.signal),
+            lower: committed,
+            first: None,
+        };
+        tokio::spawn(blame::scope(id, task.run(receiver)));
     }
     Ok(writers)
 }
@@ -144,16 +176,12 @@ pub async fn start(
 ) -> Result<RunningSink> {
     let mut committer = sink.committer(context.incarnation).await?;
     let there = committer.frontier().await?;
-    if restored.is_none() && there.is_some_and(|frontier| frontier > 0) {
-        // A sink commits only once a checkpoint holds it: that checkpoint is not there any more.
-        return Err(Error::new(
-            ErrorKind::Corrupt,
-            "the destination holds rows of this sink, but its state is gone",
-        )
-        .hint("drop the sink and create it anew, into another table"));
-    }
+    let known = restored.as_ref().map(|state| Known {
+        committed: state.committed,
+        landed: state.landed,
+    });
+    let committed = goes_on_at(there, known).map_err(misfit)?;
     let state = restored.clone().unwrap_or_default();
-    let committed = there.unwrap_or(0).max(state.committed);
     // Each file was closed at a mark, so it lies wholly below or wholly at and above the frontier.
     let pending: Vec<Committable> = state
         .pending
@@ -191,14 +219,19 @@ pub async fn start(
     ));
     let task = CommitTask {
         id,
-        committer,
+        committer: Some(committer),
         committed,
+        landed: there.unwrap_or(0),
         pending,
+        due: None,
         status: Arc::clone(&status),
         confirmed: confirmed_receiver,
         context,
+        over: Arc::default(),
     };
-    tokio::spawn(blame::scope(id, task.run(closed)));
+    // Before any writer has something to say.
+    let broken = status.broken.subscribe();
+    tokio::spawn(blame::scope(id, task.run(closed, broken)));
     Ok(RunningSink {
         writers,
         closed: closed_sender,
@@ -209,68 +242,144 @@ pub async fn start(
     })
 }
 
-async fn write(
-    mut writer: Box<dyn Writer>,
-    mut messages: UnboundedReceiver<WriterMessage>,
+fn misfit(misfit: Misfit) -> Error {
+    match misfit {
+        // A sink commits only once a checkpoint holds it: that checkpoint is not there any more.
+        Misfit::NoState => Error::new(
+            ErrorKind::Corrupt,
+            "the destination holds rows of this sink, but its state is gone",
+        )
+        .hint("drop the sink and create it anew, into another table"),
+        Misfit::SetBack { landed, there } => Error::new(
+            ErrorKind::Conflict,
+            "the destination holds less of this sink than it did: it was set back or replaced",
+        )
+        .detail(format!("it was at tick {landed} and is at {there} now"))
+        .hint("drop the sink and create it anew, into another table"),
+    }
+}
+
+/// One writer.
+struct WriteTask {
+    writer: Box<dyn Writer>,
     closed: UnboundedSender<Closed>,
     status: Arc<SinkStatus>,
     queued: Arc<AtomicU64>,
     signal: Arc<Signal>,
-    mut lower: Tick,
-) {
-    let trouble = writer.trouble();
-    while let Some(message) = messages.recv().await {
-        match message {
-            WriterMessage::Write { tick, delta } => {
-                blame::at(tick);
-                let bytes = delta.bytes() as u64;
-                let mut patience = Patience::default();
-                loop {
-                    let written = writer.write(tick, &delta.batch, &delta.diffs);
-                    let Err(e) = watched(&status, &trouble, written).await else {
-                        break;
-                    };
-                    patience.wait(&status, &e).await;
+    /// Where the files that are open begin.
+    lower: Tick,
+    /// The first tick with rows in them.
+    first: Option<Tick>,
+}
+
+/// A writer writes no more.
+struct Ended;
+
+impl WriteTask {
+    /// Runs until the sink's dataflow is gone.
+    async fn run(mut self, mut messages: UnboundedReceiver<WriterMessage>) {
+        while let Some(message) = messages.recv().await {
+            let (bytes, done) = match message {
+                WriterMessage::Write { tick, delta } => {
+                    let bytes = delta.bytes() as u64;
+                    (bytes, self.write(tick, &delta, &messages).await)
                 }
-                patience.over(&status);
-                status.rows.fetch_add(delta.len() as u64, Ordering::Relaxed);
-                status.bytes.fetch_add(bytes, Ordering::Relaxed);
-                status.fresh.store(true, Ordering::Relaxed);
-                queued.fetch_sub(bytes, Ordering::Relaxed);
-                signal.raise();
+                WriterMessage::Close {
+                    upper,
+                    epoch,
+                    checkpoint,
+                } => {
+                    let done = self.close(upper, &messages).await;
+                    let done = done.and_then(|committables| {
+                        let closed = Closed {
+                            upper,
+                            epoch,
+                            checkpoint,
+                            committables,
+                        };
+                        self.closed.send(closed).map_err(|_| Ended)
+                    });
+                    (0, done)
+                }
+            };
+            self.free(bytes);
+            if done.is_err() {
+                break;
             }
-            WriterMessage::Close {
-                upper,
-                epoch,
-                checkpoint,
-            } => {
-                let mut patience = Patience::default();
-                let committables = loop {
-                    match watched(&status, &trouble, writer.close(lower, upper)).await {
-                        Ok(committables) => break committables,
-                        Err(e) => patience.wait(&status, &e).await,
-                    }
-                };
-                patience.over(&status);
-                lower = upper;
-                if closed
-                    .send(Closed {
-                        upper,
-                        epoch,
-                        checkpoint,
-                        committables,
-                    })
-                    .is_err()
-                {
-                    return;
-                }
+        }
+        // What is not written any more holds up nobody.
+        while let Some(message) = messages.recv().await {
+            if let WriterMessage::Write { delta, .. } = message {
+                self.free(delta.bytes() as u64);
             }
         }
     }
+
+    fn free(&self, bytes: u64) {
+        if bytes > 0 {
+            self.queued.fetch_sub(bytes, Ordering::Relaxed);
+            self.signal.raise();
+        }
+    }
+
+    async fn write(
+        &mut self,
+        tick: Tick,
+        delta: &Delta,
+        messages: &UnboundedReceiver<WriterMessage>,
+    ) -> Result<(), Ended> {
+        blame::at(tick);
+        let trouble = self.writer.trouble();
+        let mut patience = Patience::default();
+        loop {
+            let written = self.writer.write(tick, &delta.batch, &delta.diffs);
+            match watched(&self.status, &trouble, messages, written).await? {
+                Ok(()) => break,
+                Err(e) => patience.wait(&self.status, tick, &e).await?,
+            }
+        }
+        patience.over(&self.status);
+        self.first.get_or_insert(tick);
+        let rows = delta.len() as u64;
+        self.status.rows.fetch_add(rows, Ordering::Relaxed);
+        let bytes = delta.bytes() as u64;
+        self.status.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.status.fresh.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn close(
+        &mut self,
+        upper: Tick,
+        messages: &UnboundedReceiver<WriterMessage>,
+    ) -> Result<Vec<Committable>, Ended> {
+        let trouble = self.writer.trouble();
+        let mut patience = Patience::default();
+        let committables = loop {
+            let closed = self.writer.close(self.lower, upper);
+            match watched(&self.status, &trouble, messages, closed).await? {
+                Ok(committables) => break committables,
+                // All that is in the files is lost with them.
+                Err(e) => {
+                    let tick = self.first.unwrap_or(upper);
+                    patience.wait(&self.status, tick, &e).await?;
+                }
+            }
+        };
+        patience.over(&self.status);
+        self.lower = upper;
+        self.first = None;
+        Ok(committables)
+    }
 }
 
-/// Shows what a writer waits for while it waits.
-async fn watched<T>(status: &SinkStatus, trouble: &Trouble, work: impl Future<Output = T>) -> T {
+/// Shows what a writer waits for while it waits; ends with the sink.
+async fn watched<T>(
+    status: &SinkStatus,
+    trouble: &Trouble,
+    messages: &UnboundedReceiver<WriterMessage>,
+    work: impl Future<Output = T>,
+) -> Result<T, Ended> {
     tokio::pin!(work);
     let mut shown = false;
     loop {
@@ -279,9 +388,12 @@ async fn watched<T>(status: &SinkStatus, trouble: &Trouble, work: impl Future<Ou
                 if shown {
                     status.note_over();
                 }
-                return done;
+                return Ok(done);
             }
             () = tokio::time::sleep(Duration::from_millis(500)) => {
+                if messages.is_closed() {
+                    return Err(Ended);
+                }
                 if let Some(e) = trouble.get() {
                     shown = true;
                     status.note(&e);
@@ -291,29 +403,30 @@ async fn watched<T>(status: &SinkStatus, trouble: &Trouble, work: impl Future<Ou
     }
 }
 
-/// Trouble of a writer. It is tried again while the destination is unavailable; another error stops
-/// the sink but not the engine: the sink is shown as failed and goes on trying slowly, so that nothing
-/// is lost once it is mended.
+/// Trouble of a writer. It is tried again while the destination is unavailable; another error breaks the
+/// sink.
 #[derive(Default)]
 struct Patience {
     tries: u32,
 }
 
 impl Patience {
-    async fn wait(&mut self, status: &SinkStatus, e: &Error) {
-        status
-            .failed
-            .store(e.kind != ErrorKind::Unavailable, Ordering::Relaxed);
+    async fn wait(&mut self, status: &SinkStatus, tick: Tick, e: &Error) -> Result<(), Ended> {
         status.note(e);
-        tracing::error!(error = %e, "a sink cannot write");
+        tracing::error!(error = %e, detail = e.detail, tick, "a sink cannot write");
+        if e.kind != ErrorKind::Unavailable {
+            status.failed.store(true, Ordering::Relaxed);
+            status.broke(tick, e);
+            return Err(Ended);
+        }
         let pause = Duration::from_millis(200) * 2u32.pow(self.tries.min(6));
         self.tries += 1;
         tokio::time::sleep(pause.min(Duration::from_secs(10))).await;
+        Ok(())
     }
     fn over(&self, status: &SinkStatus) {
         if self.tries > 0 {
             status.note_over();
-            status.failed.store(false, Ordering::Relaxed);
         }
     }
 }
@@ -354,107 +467,203 @@ async fn ask_for_epochs(
 
 struct CommitTask {
     id: RelationId,
-    committer: Box<dyn Committer>,
+    /// `None` while it commits.
+    committer: Option<Box<dyn Committer>>,
     committed: Tick,
+    /// What the destination itself says.
+    landed: Tick,
     /// Closed and not committed, in order.
     pending: Vec<Committable>,
+    /// The end of the next epoch, once all writers have reached it.
+    due: Option<Tick>,
     status: Arc<SinkStatus>,
     confirmed: watch::Receiver<bool>,
     context: SinkContext,
+    /// The sink is gone: a commit is not tried again.
+    over: Arc<AtomicBool>,
+}
+
+/// A commit under way.
+type Commit = Pin<Box<dyn Future<Output = Committed> + Send>>;
+
+struct Committed {
+    committer: Box<dyn Committer>,
+    upper: Tick,
+    /// What the destination says; `None`: it was not done.
+    landed: Option<Tick>,
+}
+
+/// The one that is under way; waits for ever if none is.
+async fn end_of(commit: &mut Option<Commit>) -> Committed {
+    match commit {
+        Some(commit) => commit.await,
+        None => std::future::pending().await,
+    }
 }
 
 impl CommitTask {
-    async fn run(mut self, mut closed: UnboundedReceiver<Closed>) {
+    async fn run(
+        mut self,
+        mut closed: UnboundedReceiver<Closed>,
+        mut broken: watch::Receiver<Option<(Tick, Error)>>,
+    ) {
         // Marks come in order from each worker, so the lowest mark completes first.
         let mut open: BTreeMap<Tick, Vec<Closed>> = BTreeMap::new();
-        while let Some(part) = closed.recv().await {
-            let upper = part.upper;
-            let parts = open.entry(upper).or_default();
-            parts.push(part);
-            if parts.len() < self.context.workers {
-                continue;
-            }
-            let parts = open.remove(&upper).unwrap_or_default();
-            let (epoch, checkpoint) = (parts[0].epoch, parts[0].checkpoint);
-            self.pending
-                .extend(parts.into_iter().flat_map(|p| p.committables));
-            if let Some(checkpoint) = checkpoint {
-                let state = SinkState {
-                    committed: self.committed,
-                    pending: self.pending.clone(),
-                    rows: self.status.rows.load(Ordering::Relaxed),
-                };
-                let message = Message::Sink {
-                    checkpoint,
-                    sink: self.id,
-                    state,
-                };
-                let _ = self.context.parts.0.send(message);
-            }
-            if epoch {
-                let held = *self.context.shared.held_from.borrow();
-                let paused = self.status.paused.load(Ordering::SeqCst);
-                let may = *self.confirmed.borrow() && !paused;
-                if may && held.is_none_or(|from| upper <= from) {
-                    self.commit(upper).await;
-                } else {
-                    // Paused; or the sink, or a new plan before it, is not part of a checkpoint yet: the
-                    // next epoch takes these files along.
-                    self.status.fresh.store(true, Ordering::Relaxed);
+        let mut commit = None;
+        loop {
+            tokio::select! {
+                part = closed.recv() => match part {
+                    Some(part) => self.gather(part, &mut open),
+                    None => break,
+                },
+                committed = end_of(&mut commit) => {
+                    commit = None;
+                    self.ended(committed);
                 }
+                Ok(()) = broken.changed() => {
+                    let why = broken.borrow_and_update().clone();
+                    if let Some((tick, error)) = why {
+                        // Whoever runs the engine may have given it up.
+                        let _ = self.context.broken.send(BrokenSink { id: self.id, tick, error });
+                    }
+                }
+            }
+            if let Some(upper) = self.due
+                && let Some(committer) = self.committer.take_if(|_| commit.is_none())
+            {
+                self.due = None;
+                match self.may_commit(upper) {
+                    true => commit = Some(Box::pin(self.commit(committer, upper))),
+                    false => {
+                        // Paused; or the sink, or a new plan before it, is not part of a checkpoint
+                        // yet: the next epoch takes these files along.
+                        self.committer = Some(committer);
+                        self.status.fresh.store(true, Ordering::Relaxed);
+                    }
+                }
+            }
+        }
+        self.over.store(true, Ordering::Relaxed);
+        if let Some(commit) = commit {
+            // To its end: what it has sent may arrive in any case.
+            commit.await;
+        }
+    }
+
+    fn may_commit(&self, upper: Tick) -> bool {
+        let held = *self.context.shared.held_from.borrow();
+        let paused = self.status.paused.load(Ordering::SeqCst);
+        *self.confirmed.borrow() && !paused && held.is_none_or(|from| upper <= from)
+    }
+
+    /// Takes what one worker has closed; at the last one the mark is complete.
+    fn gather(&mut self, part: Closed, open: &mut BTreeMap<Tick, Vec<Closed>>) {
+        let upper = part.upper;
+        let parts = open.entry(upper).or_default();
+        parts.push(part);
+        if parts.len() < self.context.workers {
+            return;
+        }
+        let parts = open.remove(&upper).unwrap_or_default();
+        let (epoch, checkpoint) = (parts[0].epoch, parts[0].checkpoint);
+        self.pending
+            .extend(parts.into_iter().flat_map(|p| p.committables));
+        if let Some(checkpoint) = checkpoint {
+            let state = SinkState {
+                committed: self.committed,
+                landed: self.landed,
+                pending: self.pending.clone(),
+                rows: self.status.rows.load(Ordering::Relaxed),
+            };
+            let message = Message::Sink {
+                checkpoint,
+                sink: self.id,
+                state,
+            };
+            let _ = self.context.parts.0.send(message);
+        }
+        if epoch {
+            self.due = Some(upper);
+        }
+    }
+
+    /// Commits all that is closed below `upper`, again and again while the destination is unavailable.
+    fn commit(
+        &self,
+        mut committer: Box<dyn Committer>,
+        upper: Tick,
+    ) -> impl Future<Output = Committed> + Send + use<> {
+        let (id, lower) = (self.id, self.committed);
+        let files = self.pending.iter().filter(|c| c.upper <= upper);
+        let files: Vec<Committable> = files.cloned().collect();
+        let (status, over) = (Arc::clone(&self.status), Arc::clone(&self.over));
+        let shared = Arc::clone(&self.context.shared);
+        let mut durable = self.context.durable.clone();
+        async move {
+            let started = Instant::now();
+            // What it commits may be anything up to here.
+            blame::at(shared.last_tick.load(Ordering::Relaxed) + 1);
+            let mut landed = None;
+            let mut pause = Duration::from_millis(200);
+            let known = durable.wait_for(|t| *t >= upper - 1).await.is_ok();
+            while known && !over.load(Ordering::Relaxed) {
+                match committer.commit(lower, upper, &files).await {
+                    Ok(there) => {
+                        landed = Some(there);
+                        break;
+                    }
+                    Err(e) => {
+                        let failed = e.kind != ErrorKind::Unavailable;
+                        status.note(&e);
+                        status.failed.store(failed, Ordering::Relaxed);
+                        tracing::error!(sink = %id, error = %e, "a commit failed");
+                        if failed {
+                            // The files stay in checkpoints; a restart looks again.
+                            break;
+                        }
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(Duration::from_secs(10));
+                    }
+                }
+            }
+            if landed.is_some() {
+                let stats = &shared.stats;
+                stats.commits.fetch_add(1, Ordering::Relaxed);
+                let ms = started.elapsed().as_millis() as u64;
+                stats.commit_ms.fetch_add(ms, Ordering::Relaxed);
+            }
+            Committed {
+                committer,
+                upper,
+                landed,
             }
         }
     }
 
-    async fn commit(&mut self, upper: Tick) {
-        let started = Instant::now();
-        // What it commits may be anything up to here.
-        blame::at(self.context.shared.last_tick.load(Ordering::Relaxed) + 1);
-        let stopped = self
-            .context
-            .durable
-            .wait_for(|t| *t >= upper - 1)
-            .await
-            .is_err();
-        if stopped {
+    fn ended(&mut self, committed: Committed) {
+        let Committed {
+            committer,
+            upper,
+            landed,
+        } = committed;
+        self.committer = Some(committer);
+        let Some(landed) = landed else {
             return;
-        }
-        let mut pause = Duration::from_millis(200);
-        loop {
-            match self
-                .committer
-                .commit(self.committed, upper, &self.pending)
-                .await
-            {
-                Ok(()) => break,
-                Err(e) => {
-                    let failed = e.kind != ErrorKind::Unavailable;
-                    self.status.note(&e);
-                    self.status.failed.store(failed, Ordering::Relaxed);
-                    tracing::error!(sink = %self.id, error = %e, "a commit failed");
-                    if failed {
-                        // The files stay in checkpoints; a restart looks again.
-                        return;
-                    }
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_secs(10));
-                }
-            }
-        }
-        self.pending.clear();
+        };
+        self.landed = landed;
         self.committed = upper;
+        self.pending.retain(|c| c.upper > upper);
+        env::failpoint("sink.progress.after");
         self.status.committed.store(upper, Ordering::Relaxed);
-        self.status.failed.store(false, Ordering::Relaxed);
-        self.status.note_over();
-        let stats = &self.context.shared.stats;
-        stats.commits.fetch_add(1, Ordering::Relaxed);
-        stats
-            .commit_ms
-            .fetch_add(started.elapsed().as_millis() as u64, Ordering::Relaxed);
+        if self.status.broken.borrow().is_none() {
+            self.status.failed.store(false, Ordering::Relaxed);
+            self.status.note_over();
+        }
     }
 }
 
-fn describe(e: &Error) -> String {
+/// An error in one line.
+pub(super) fn describe(e: &Error) -> String {
     match &e.detail {
         Some(detail) => format!("{} ({detail})", e.message),
         None => e.message.clone(),

@@ -2,8 +2,8 @@
 //!
 //! # Protocol
 //!
-//! 1. Read `latest`; verify its manifest and objects. If they are damaged, the checkpoint before it is
-//!    used (its bindings are still in the remap log).
+//! 1. Read `latest`; verify its manifest and objects. If they are damaged or gone, the checkpoint
+//!    before it is used (its bindings are still in the remap log); any other trouble ends the start.
 //! 2. Start the workers; make sources known; install and attach everything the manifest holds, with
 //!    its state; attach sinks at what their destinations hold.
 //! 3. Replay the bindings above the checkpoint's tick: equal offsets, equal ticks, equal watermarks.
@@ -63,10 +63,13 @@ impl std::fmt::Debug for Found {
 }
 
 impl Found {
-    /// Whether the checkpoint holds a view's dataflow.
+    /// Whether the checkpoint holds a dataflow, or the position of a source.
     pub fn holds(&self, dataflow: RelationId) -> bool {
-        let manifest = self.manifest.as_ref();
-        manifest.is_some_and(|m| m.views.contains_key(&dataflow))
+        self.manifest.as_ref().is_some_and(|m| {
+            m.views.contains_key(&dataflow)
+                || m.sinks.contains_key(&dataflow)
+                || m.sources.contains_key(&dataflow)
+        })
     }
 }
 
@@ -130,10 +133,13 @@ async fn find(store: &CheckpointStore, meta: &dyn Meta, incarnation: u64) -> Res
             Err(e) if found.is_some() => {
                 tracing::warn!(error = %e, "an older checkpoint cannot be read")
             }
-            Err(e) => {
+            Err(e) if matches!(e.kind, ErrorKind::Corrupt | ErrorKind::NotFound) => {
                 tracing::error!(error = %e, checkpoint = id, "a checkpoint cannot be used");
                 damage = Some(e);
             }
+            // It may well be good: a store that does not answer, or a newer format, is no reason to
+            // go back behind what was shown.
+            Err(e) => return Err(e),
         }
     }
     match found {
@@ -291,6 +297,7 @@ impl Engine {
             .iter()
             .map(|(id, failing)| (*id, failing.error.clone()))
             .collect();
+        let (broken_sinks, broken) = mpsc::unbounded_channel();
         let inner = Inner {
             config,
             local_workers,
@@ -309,12 +316,15 @@ impl Engine {
             creating: AsyncMutex::new(()),
             last_checkpoint_tick: AtomicU64::new(base),
             failed: Mutex::new(failed),
+            broken_sinks,
+            broken: watch::Sender::default(),
             stopped: watch::channel(false).0,
             threads: Mutex::new(vec![workers.thread]),
         };
         let engine = Self {
             inner: Arc::new(inner),
         };
+        engine.watch_sinks(broken);
         let later = engine
             .restore(minter, request_receiver, &found, bindings, items)
             .await?;
@@ -326,7 +336,7 @@ impl Engine {
                 Item::Source(item) => engine
                     .add_source(Arc::new(item))
                     .map(|()| tokio::sync::oneshot::channel().1),
-                Item::View(item) => engine.start_view(Arc::new(item), false).await,
+                Item::View(item) => engine.start_view(Arc::new(item), false),
                 Item::Sink(item) => engine.start_sink(Arc::new(item), false).await,
             };
             if let Err(e) = hydrated {
@@ -416,6 +426,12 @@ impl Engine {
                         )
                         .await
                     {
+                        if e.kind == ErrorKind::Unavailable {
+                            // Without it the next checkpoint would not hold it any more.
+                            let message =
+                                format!("cannot start with sink \"{name}\": {}", e.message);
+                            return Err(Error { message, ..e });
+                        }
                         self.note_failed(id, name, "sink", e);
                     }
                 }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::shared::{StateRow, Status};
-use super::sinks::SinkStatus;
+use super::sinks::{SinkStatus, describe};
 use super::{Engine, Running};
 use crate::checkpoint::StageId;
+use crate::error::Error;
 use crate::ingest::lock;
 use crate::plan::RelationId;
 use crate::time::{NO_WATERMARK, Tick};
@@ -54,13 +55,13 @@ impl Engine {
                     Status {
                         state,
                         held_since: hold.map(|h| h.since),
-                        last_error: failed.get(id).map(|e| e.message.clone()),
+                        last_error: failed.get(id).map(reason),
                         ..flow_status(*id, &item.name, "view", progress, last)
                     }
                 }
                 Running::Failed { name, kind, error } => Status {
                     state: "failed",
-                    last_error: Some(error.message.clone()),
+                    last_error: Some(reason(error)),
                     ..flow_status(*id, name, kind, &Progress::idle(), last)
                 },
                 Running::Sink {
@@ -70,7 +71,7 @@ impl Engine {
                     confirmed,
                 } => {
                     let trouble = lock(&status.trouble).clone();
-                    let failure = failed.get(id).map(|e| e.message.clone());
+                    let failure = failed.get(id).map(reason);
                     let trouble = failure.clone().or(trouble);
                     let failing = failure.is_some() || status.failed.load(Ordering::Relaxed);
                     let paused = status.paused.load(Ordering::Relaxed);
@@ -177,6 +178,15 @@ impl Engine {
             committed: None,
             backfill: None,
         }
+    }
+}
+
+/// Why something does not run, and what to do about it.
+fn reason(error: &Error) -> String {
+    let text = describe(error);
+    match &error.hint {
+        Some(hint) => format!("{text}; {hint}"),
+        None => text,
     }
 }
 

@@ -1,9 +1,11 @@
 //! The engine as a whole, with a source of integers and sinks in memory: attach, read, sinks, restart.
 
+mod hydrate;
 mod processes;
 mod restart;
+mod sinks;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -32,13 +34,24 @@ fn schema() -> SchemaRef {
 #[derive(Debug)]
 struct Numbers {
     available: Arc<AtomicU64>,
+    mood: Arc<Mood>,
     end: u64,
 }
 
 struct NumbersReader {
     at: u64,
     available: Arc<AtomicU64>,
+    mood: Arc<Mood>,
     end: u64,
+}
+
+/// How a source behaves.
+#[derive(Debug, Default)]
+struct Mood {
+    /// It cannot be opened.
+    refuses: AtomicBool,
+    /// It has nothing at the moment.
+    silent: AtomicBool,
 }
 
 impl Source for Numbers {
@@ -46,10 +59,14 @@ impl Source for Numbers {
         schema()
     }
     fn open(&self, start: &Offsets, _projection: &[usize]) -> Result<Vec<Box<dyn Reader>>> {
+        if self.mood.refuses.load(Ordering::SeqCst) {
+            return Err(Error::invalid("the source cannot be opened"));
+        }
         let at = start.0.get("0").copied().unwrap_or(0);
         Ok(vec![Box::new(NumbersReader {
             at,
             available: Arc::clone(&self.available),
+            mood: Arc::clone(&self.mood),
             end: self.end,
         })])
     }
@@ -75,7 +92,7 @@ impl Reader for NumbersReader {
         if self.at >= self.end {
             return Ok(Polled::End);
         }
-        if to <= self.at {
+        if to <= self.at || self.mood.silent.load(Ordering::SeqCst) {
             std::thread::sleep(wait.min(Duration::from_millis(2)));
             return Ok(Polled::Idle);
         }
@@ -96,16 +113,24 @@ impl Reader for NumbersReader {
 }
 
 #[derive(Debug, Default)]
-struct TestMeta(Mutex<Option<u64>>);
+struct TestMeta(
+    Mutex<Option<u64>>,
+    /* the newest incarnation */ AtomicU64,
+);
 
 #[async_trait]
 impl Meta for TestMeta {
     async fn latest_checkpoint(&self) -> Result<Option<u64>> {
         Ok(*lock(&self.0))
     }
-    async fn move_latest_checkpoint(&self, _: u64, expected: Option<u64>, id: u64) -> Result<bool> {
+    async fn move_latest_checkpoint(
+        &self,
+        incarnation: u64,
+        expected: Option<u64>,
+        id: u64,
+    ) -> Result<bool> {
         let mut latest = lock(&self.0);
-        let same = *latest == expected;
+        let same = *latest == expected && incarnation >= self.1.load(Ordering::SeqCst);
         if same {
             *latest = Some(id);
         }
@@ -113,15 +138,16 @@ impl Meta for TestMeta {
     }
 }
 
-/// A destination in memory: rows and the frontier, moved together.
+/// A destination in memory: rows and the frontier, moved together; and the newest incarnation, which
+/// shuts out what an engine that was left as by a crash still does.
 #[derive(Debug, Default)]
-struct Destination(Mutex<(Vec<i64>, Option<Tick>)>);
+struct Destination(Mutex<(Vec<i64>, Option<Tick>)>, AtomicU64);
 
 #[derive(Debug)]
 struct MemorySink(Arc<Destination>);
 
 struct MemoryWriter(Vec<i64>);
-struct MemoryCommitter(Arc<Destination>);
+struct MemoryCommitter(Arc<Destination>, u64);
 
 #[async_trait]
 impl Sink for MemorySink {
@@ -131,8 +157,9 @@ impl Sink for MemorySink {
     async fn writer(&self, _worker: usize, _incarnation: u64) -> Result<Box<dyn Writer>> {
         Ok(Box::new(MemoryWriter(Vec::new())))
     }
-    async fn committer(&self, _incarnation: u64) -> Result<Box<dyn Committer>> {
-        Ok(Box::new(MemoryCommitter(Arc::clone(&self.0))))
+    async fn committer(&self, incarnation: u64) -> Result<Box<dyn Committer>> {
+        let committer = MemoryCommitter(Arc::clone(&self.0), incarnation);
+        Ok(Box::new(committer))
     }
 }
 
@@ -162,15 +189,20 @@ impl Writer for MemoryWriter {
 #[async_trait]
 impl Committer for MemoryCommitter {
     async fn frontier(&mut self) -> Result<Option<Tick>> {
-        Ok(lock(&self.0.0).1)
+        let there = lock(&self.0.0);
+        self.0.1.fetch_max(self.1, Ordering::SeqCst);
+        Ok(there.1)
     }
     async fn commit(
         &mut self,
         _lower: Tick,
         upper: Tick,
         committables: &[Committable],
-    ) -> Result<()> {
+    ) -> Result<Tick> {
         let mut there = lock(&self.0.0);
+        if self.0.1.load(Ordering::SeqCst) > self.1 {
+            return Err(Error::new(ErrorKind::Conflict, "fenced"));
+        }
         for committable in committables {
             let rows = committable.payload.chunks(8);
             there
@@ -178,7 +210,7 @@ impl Committer for MemoryCommitter {
                 .extend(rows.map(|b| i64::from_le_bytes(b.try_into().expect("eight bytes"))));
         }
         there.1 = Some(upper);
-        Ok(())
+        Ok(upper)
     }
 }
 
@@ -186,6 +218,7 @@ struct Bed {
     dir: tempfile::TempDir,
     meta: Arc<TestMeta>,
     available: Arc<AtomicU64>,
+    mood: Arc<Mood>,
     destination: Arc<Destination>,
     starts: AtomicU64,
     store: Option<CheckpointStore>,
@@ -198,6 +231,7 @@ impl Bed {
             dir: tempfile::tempdir().expect("dir"),
             meta: Arc::default(),
             available: Arc::default(),
+            mood: Arc::default(),
             destination: Arc::default(),
             starts: AtomicU64::new(0),
             store: None,
@@ -224,6 +258,11 @@ impl Bed {
     }
     async fn try_start(&self, workers: usize, items: Vec<Item>) -> Result<Engine> {
         let config = self.config(workers);
+        {
+            // Not while the one before moves it.
+            let _latest = lock(&self.meta.0);
+            self.meta.1.fetch_max(config.incarnation, Ordering::SeqCst);
+        }
         let meta: Arc<dyn Meta> = Arc::clone(&self.meta) as _;
         Engine::start(config, meta, items).await
     }
@@ -233,6 +272,7 @@ impl Bed {
             name: "numbers".into(),
             source: Arc::new(Numbers {
                 available: Arc::clone(&self.available),
+                mood: Arc::clone(&self.mood),
                 end,
             }),
             plan: SourcePlan {

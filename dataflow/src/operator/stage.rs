@@ -23,7 +23,7 @@ use timely::dataflow::operators::{Capability, InputCapability};
 use timely::dataflow::{Scope, Stream};
 
 use crate::blame;
-use crate::checkpoint::{PartSender, StageId, pause};
+use crate::checkpoint::{PartSender, StageId, freeze_time};
 use crate::delta::Delta;
 use crate::delta::exchange::{Route, exchange};
 use crate::plan::RelationId;
@@ -187,7 +187,7 @@ pub fn stage<'s>(
                     && let Some(checkpoint) = info.marks.checkpoint
                     && let (started, Some(parts)) = (Instant::now(), logic.freeze())
                 {
-                    pause::note(checkpoint, started.elapsed());
+                    freeze_time::note(checkpoint, started.elapsed());
                     context
                         .parts
                         .send(checkpoint, context.relation, id, context.worker, parts);

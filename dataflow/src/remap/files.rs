@@ -105,7 +105,7 @@ impl RemapLog {
         base: Option<Tick>,
         incarnation: u64,
     ) -> Result<(Self, Vec<Binding>)> {
-        fs::create_dir_all(dir)?;
+        env::create_directory(dir)?;
         if segments(dir)?.iter().any(|s| s.incarnation == incarnation) {
             return Err(Error::internal(format!(
                 "incarnation {incarnation} has a remap log already"
@@ -131,7 +131,12 @@ impl RemapLog {
         let mut bindings = Vec::new();
         while let Some(effect) = thread.effects.pop_front() {
             let event = match effect {
-                Effect::Ready => break,
+                Effect::Ready => {
+                    if env::failpoint("recover.after_fence") {
+                        return Err(Error::unavailable("failpoint recover.after_fence"));
+                    }
+                    break;
+                }
                 Effect::Read => {
                     if base.is_none() {
                         clear(dir, incarnation)?;

@@ -179,6 +179,9 @@ pub struct Log {
     rules: Rules,
     takeover: Takeover,
     segment: SegmentId,
+    /// Segments that this incarnation has begun to write, ascending. What else of it is there was
+    /// refused half-way and holds nothing.
+    own: Vec<SegmentId>,
     /// Length of the part that was written whole; a failed write is cut back to it.
     good: u64,
     queue: VecDeque<Work>,
@@ -201,6 +204,7 @@ impl Log {
                 version: VERSION,
             },
             segment,
+            own: vec![segment],
             good: 0,
             queue: VecDeque::new(),
             state: State::Fencing,
@@ -305,10 +309,14 @@ impl Log {
                     Effect::Write { segment, bytes },
                 )
             }
-            // It goes on in its old segment; a new one is tried at the next checkpoint.
-            (State::Creating(..), Event::Failed(_)) => self.next(),
+            // It goes on in its old segment; a new one is tried at the next checkpoint. The file may be
+            // there all the same: whoever lists it would take the old segment to end before it.
+            (State::Creating(segment, _), Event::Failed(_)) => {
+                self.remove(VecDeque::from([segment]))
+            }
             (State::Listing(oldest), Event::Listed(there)) => {
-                let gone = garbage(&there, self.segment, self.takeover, oldest, self.rules);
+                let gone = garbage(&there, &self.own, self.takeover, oldest, self.rules);
+                self.own.retain(|segment| !gone.contains(segment));
                 self.remove(gone.into())
             }
             (State::Listing(_), Event::Failed(_)) => self.next(),
@@ -363,6 +371,7 @@ impl Log {
             ),
             (Heading::Later(_, segment, oldest), Event::Done) => {
                 self.segment = segment;
+                self.own.push(segment);
                 self.good = self.header().len() as u64;
                 self.go(State::Listing(oldest), Effect::List)
             }
@@ -478,38 +487,34 @@ impl Log {
     }
 }
 
-/// What may go of the segments that are `there`: a segment when the next one of its incarnation starts
-/// at or below `oldest + 1`; those of older incarnations when all that counts of them lies below. A
-/// newer incarnation's are not ours to judge.
+/// What may go of the segments that are `there`: of `own`, those of this incarnation, all whose next
+/// one starts at or below `oldest + 1`; those of older incarnations when all that counts of them lies
+/// below. A newer incarnation's are not ours to judge.
+///
+/// Where a segment ends is not asked of the listing: a file that was created although that was refused
+/// would cut the segment before it short.
 pub fn garbage(
     there: &[SegmentId],
-    current: SegmentId,
+    own: &[SegmentId],
     takeover: Takeover,
     oldest: Tick,
     rules: Rules,
 ) -> Vec<SegmentId> {
-    let mut there = there.to_vec();
-    there.sort_unstable();
     // Without the rule, what the newest checkpoint does not need is taken for garbage.
-    let oldest = if rules.keep {
-        oldest
-    } else {
-        current.first.saturating_sub(1)
+    let oldest = match own.last() {
+        Some(current) if !rules.keep => current.first.saturating_sub(1),
+        _ => oldest,
     };
-    let mut gone = Vec::new();
-    for (i, segment) in there.iter().enumerate() {
-        let next = there
-            .get(i + 1)
-            .filter(|next| next.incarnation == segment.incarnation);
-        let below = match next {
-            Some(next) => next.first <= oldest + 1,
-            None => segment.incarnation < takeover.incarnation && takeover.found <= oldest,
-        };
-        if below && segment.incarnation <= takeover.incarnation && *segment != current {
-            gone.push(*segment);
+    let below = |segment: &SegmentId| {
+        if segment.incarnation != takeover.incarnation {
+            return segment.incarnation < takeover.incarnation && takeover.found <= oldest;
         }
-    }
-    gone
+        match own.iter().position(|s| s == segment) {
+            Some(at) => own.get(at + 1).is_some_and(|next| next.first <= oldest + 1),
+            None => true,
+        }
+    };
+    there.iter().copied().filter(below).collect()
 }
 
 /// What one incarnation wrote.
@@ -572,4 +577,62 @@ pub fn repeats(bound: &SourceBinding, again: &SourceBinding, rules: Rules) -> bo
 /// what is read again would get other ticks and be written twice.
 pub fn fits_destination(committed: Tick, bound: Tick, rules: Rules) -> bool {
     !rules.destination || committed <= bound + 1
+}
+
+/// Why a sink cannot go on with its destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Misfit {
+    /// The destination holds rows, and no checkpoint says which.
+    NoState,
+    /// The destination holds less than it did: it was set back, or is another one.
+    SetBack {
+        /// What it held.
+        landed: Tick,
+        /// What it holds now.
+        there: Tick,
+    },
+}
+
+/// What a checkpoint knows of a sink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// Everything below is committed.
+    pub committed: Tick,
+    /// What the destination itself has said.
+    pub landed: Tick,
+}
+
+/// The tick below which a sink has nothing to write any more, when its destination says that it is at
+/// `there`. The destination may be further than the checkpoint, for commits go on after it.
+pub fn goes_on_at(there: Option<Tick>, known: Option<Known>) -> Result<Tick, Misfit> {
+    let at = there.unwrap_or(0);
+    match known {
+        None if at > 0 => Err(Misfit::NoState),
+        None => Ok(0),
+        Some(Known { landed, .. }) if at < landed => Err(Misfit::SetBack { landed, there: at }),
+        Some(Known { committed, .. }) => Ok(at.max(committed)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sink_goes_on_where_its_destination_is() {
+        let known = |committed, landed| Some(Known { committed, landed });
+        assert_eq!(goes_on_at(None, None), Ok(0));
+        assert_eq!(goes_on_at(Some(4), None), Err(Misfit::NoState));
+        // Commits after the checkpoint; epochs without rows, which only the checkpoint knows of.
+        assert_eq!(goes_on_at(Some(9), known(7, 7)), Ok(9));
+        assert_eq!(goes_on_at(Some(5), known(7, 5)), Ok(7));
+        assert_eq!(goes_on_at(None, known(7, 0)), Ok(7));
+        for there in [None, Some(4)] {
+            let misfit = Misfit::SetBack {
+                landed: 5,
+                there: there.unwrap_or(0),
+            };
+            assert_eq!(goes_on_at(there, known(7, 5)), Err(misfit));
+        }
+    }
 }

@@ -207,6 +207,49 @@ fn old_segments_go() {
     assert_eq!(found.map(|s| s.first).collect::<Vec<_>>(), [3]);
 }
 
+/// A segment that could not be created may be there all the same. It says nothing about where the one
+/// before it ends.
+#[test]
+fn a_segment_whose_creation_was_refused_takes_nothing_along() {
+    use super::log::{Effect, Event, Log, Rules};
+    let at = |first| SegmentId {
+        incarnation: 1,
+        first,
+    };
+    let (mut log, _) = Log::begin(1, 0, Rules::ALL);
+    // The answers up to the first that is not `Done`.
+    let mut step = |event| {
+        let mut effects = log.step(event);
+        loop {
+            let next = effects.iter().find_map(|effect| match effect {
+                Effect::Create(s) if s.first == 5 => None,
+                Effect::Create(_) | Effect::Write { .. } | Effect::Sync(_) => Some(Event::Done),
+                Effect::Read => Some(Event::Found(0)),
+                _ => None,
+            });
+            match next {
+                Some(next) => effects = log.step(next),
+                None => return effects,
+            }
+        }
+    };
+    step(Event::Done);
+    step(Event::Listed(vec![at(1)]));
+    let roll = |first, oldest| Event::Roll { first, oldest };
+    assert_eq!(step(roll(5, 0)), [Effect::Create(at(5))]);
+    let refused = Event::Failed("no space left on device".to_string());
+    assert_eq!(step(refused.clone()), [Effect::Remove(at(5))]);
+    step(refused);
+    // The removal was refused as well. The segment from 1 on holds what is bound up to 8.
+    assert_eq!(step(roll(9, 6)), [Effect::List]);
+    let listed = Event::Listed(vec![at(1), at(5), at(9)]);
+    assert_eq!(step(listed), [Effect::Remove(at(5))]);
+    step(Event::Done);
+    assert_eq!(step(roll(12, 9)), [Effect::List]);
+    let listed = Event::Listed(vec![at(1), at(9), at(12)]);
+    assert_eq!(step(listed), [Effect::Remove(at(1))]);
+}
+
 /// An owner that was shut out may still forget segments that a checkpoint covers while its successor
 /// reads them.
 #[test]

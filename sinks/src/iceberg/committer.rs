@@ -16,6 +16,8 @@ pub(super) struct IcebergCommitter {
     inner: TableCommitter,
     table: TableVersion,
     committed_at_ms: u64,
+    /// What the table itself says.
+    landed: Tick,
 }
 
 impl IcebergCommitter {
@@ -24,6 +26,7 @@ impl IcebergCommitter {
             inner,
             table,
             committed_at_ms: env::now_ms(),
+            landed: 0,
         }
     }
 
@@ -65,7 +68,9 @@ impl IcebergCommitter {
 #[async_trait]
 impl Committer for IcebergCommitter {
     async fn frontier(&mut self) -> Result<Option<Tick>> {
-        self.inner.frontier().await
+        let frontier = self.inner.frontier().await?;
+        self.landed = frontier.unwrap_or(0);
+        Ok(frontier)
     }
 
     async fn commit(
@@ -73,7 +78,7 @@ impl Committer for IcebergCommitter {
         lower: Tick,
         upper: Tick,
         committables: &[Committable],
-    ) -> Result<()> {
+    ) -> Result<Tick> {
         if let Some(stray) = committables
             .iter()
             .find(|c| c.lower < lower || c.upper > upper)
@@ -86,7 +91,8 @@ impl Committer for IcebergCommitter {
         let now = env::now_ms();
         let since = now.saturating_sub(self.committed_at_ms);
         if committables.is_empty() && since < EMPTY_COMMIT_INTERVAL_MS {
-            return self.inner.skip(lower, upper);
+            self.inner.skip(lower, upper)?;
+            return Ok(self.landed);
         }
         let files: Vec<DataFile> = committables
             .iter()
@@ -94,6 +100,7 @@ impl Committer for IcebergCommitter {
             .collect::<Result<_>>()?;
         self.inner.commit(lower, upper, &files).await?;
         self.committed_at_ms = now;
-        Ok(())
+        self.landed = upper;
+        Ok(upper)
     }
 }

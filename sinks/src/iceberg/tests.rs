@@ -367,6 +367,41 @@ async fn a_file_that_is_gone_is_not_committed() {
     assert_eq!(e.kind, ErrorKind::Corrupt);
 }
 
+/// What is refused before anything was written of it leaves the writer as it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_goes_on_after_rows_that_the_table_does_not_take() {
+    let place = place().await;
+    let sink = sink(&place, &[]).await;
+    let mut writer = sink.writer(0, 1).await.expect("a writer");
+    let written = writer.write(1, &rows(0..3), &Diffs::Ones).await;
+    written.expect("taken");
+    for _ in 0..2 {
+        let gone = Diffs::from_vec(vec![1, -1]);
+        let refused = writer.write(2, &rows(3..5), &gone).await;
+        assert_eq!(refused.expect_err("refused").kind, ErrorKind::Unsupported);
+    }
+    let written = writer.write(3, &rows(3..5), &Diffs::Ones).await;
+    written.expect("taken");
+    let closed = writer.close(0, 4).await.expect("closed");
+    assert_eq!(closed.iter().map(|c| c.rows).sum::<u64>(), 5);
+}
+
+#[tokio::test]
+async fn a_table_that_was_dropped_is_not_made_again() {
+    let place = place().await;
+    let (columns, options) = (columns(), IcebergOptions::default());
+    let open = IcebergSink::open(
+        Arc::clone(&place.catalog),
+        &name(),
+        RelationId(7),
+        &columns,
+        options,
+    );
+    let e = open.await.expect_err("no table");
+    assert_eq!((e.kind, e.code), (ErrorKind::NotFound, "42P01"));
+    assert!(!place.catalog.table_exists(&name()).await.expect("asked"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unfinished_file_leaves_with_its_writer() {
     let place = place().await;

@@ -2,7 +2,8 @@
 //!
 //! Encoding is CPU work and goes to the blocking threads. While it runs the state is with it; a call
 //! that was dropped half-way therefore leaves a writer that refuses to go on instead of one that has
-//! forgotten rows. A full disk is waited for in the middle of a write (see [`patient`]): the rows that
+//! forgotten rows. So does an error in the middle of it, and the engine has them written again from
+//! its last checkpoint; one that comes before any row was taken changes nothing. A full disk is waited for in the middle of a write (see [`patient`]): the rows that
 //! are encoded already are nowhere else.
 
 use std::collections::HashMap;
@@ -50,6 +51,7 @@ impl IcebergWriter {
             target_file_size,
             open: None,
             closed: vec![],
+            spoiled: false,
         };
         Self {
             files: Some(files),
@@ -57,7 +59,8 @@ impl IcebergWriter {
         }
     }
 
-    /// Does file work away from the asynchronous threads. After an error the writer is of no more use.
+    /// Does file work away from the asynchronous threads. After an error that has cost rows the writer
+    /// is of no more use, and the error is not one to be tried again.
     async fn with_files<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Files) -> Result<T> + Send + 'static,
@@ -73,9 +76,18 @@ impl IcebergWriter {
         })
         .await
         .map_err(|e| Error::internal(format!("a writer did not finish: {e}")))?;
-        let value = result?;
-        self.files = Some(files);
-        Ok(value)
+        if !files.spoiled {
+            self.files = Some(files);
+            return result;
+        }
+        result.map_err(|e| match e.kind {
+            ErrorKind::Unavailable => Error {
+                kind: ErrorKind::Internal,
+                code: "58030",
+                ..e
+            },
+            _ => e,
+        })
     }
 }
 
@@ -122,16 +134,30 @@ struct Files {
     target_file_size: u64,
     open: Option<OpenFile>,
     closed: Vec<ClosedFile>,
+    /// Rows are in a file in part, or were in one that is lost.
+    spoiled: bool,
 }
 
 impl Files {
     fn write(&mut self, tick: Tick, batch: &RecordBatch, diffs: &Diffs) -> Result<()> {
-        for rows in self.layout.arrange(tick, batch, diffs)? {
+        let batches = self.layout.arrange(tick, batch, diffs)?;
+        if self.open.is_none() {
+            self.open = Some(OpenFile::create(&self.layout, &self.prefix, &self.trouble)?);
+        }
+        // Up to here nothing was taken of the rows.
+        self.spoiled = true;
+        self.encode(&batches)?;
+        self.spoiled = false;
+        Ok(())
+    }
+
+    fn encode(&mut self, batches: &[RecordBatch]) -> Result<()> {
+        for rows in batches {
             if self.open.is_none() {
                 self.open = Some(OpenFile::create(&self.layout, &self.prefix, &self.trouble)?);
             }
             let Some(open) = &mut self.open else { continue };
-            open.write(&rows)?;
+            open.write(rows)?;
             if failpoint("sink.file.mid_write") {
                 return Err(Error::unavailable("failpoint sink.file.mid_write"));
             }
@@ -153,7 +179,9 @@ impl Files {
     }
 
     fn close(&mut self) -> Result<Vec<ClosedFile>> {
+        self.spoiled = true;
         self.roll()?;
+        self.spoiled = false;
         Ok(std::mem::take(&mut self.closed))
     }
 }

@@ -62,6 +62,13 @@ impl Disk {
                 }
                 file.bytes.extend_from_slice(bytes);
             }
+            Effect::Create(segment) if mood == Mood::Refuses => {
+                // The file may be there, and its folder could not be synced.
+                if rng.coin() {
+                    self.files.insert(*segment, File::default());
+                }
+                return refused();
+            }
             _ if mood == Mood::Refuses => return refused(),
             Effect::Create(segment) => {
                 self.files.insert(*segment, File::default());

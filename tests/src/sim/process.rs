@@ -29,6 +29,7 @@ pub(super) struct Checkpoint {
     pub(super) tick: Tick,
     pub(super) offsets: Offsets,
     pub(super) committed: Tick,
+    pub(super) landed: Tick,
     pub(super) pending: Vec<Pending>,
     /// The manifest is there.
     pub(super) whole: bool,
@@ -93,6 +94,8 @@ pub(super) struct Process {
     /// Rows of ticks below are in the table.
     pub(super) skip_below: Tick,
     pub(super) committed: Tick,
+    /// What the table itself has said.
+    pub(super) landed: Tick,
     pub(super) pending: Vec<Pending>,
     pub(super) open: Vec<Row>,
     pub(super) closed: VecDeque<Closed>,

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use millrace_dataflow::plan::RelationId;
 use millrace_dataflow::remap::log::{
-    Effect as DiskEffect, Event as LogEvent, Log, Rules, fits_destination, repeats, replay,
+    Effect as DiskEffect, Event as LogEvent, Known, Log, Misfit, Rules, fits_destination,
+    goes_on_at, repeats, replay,
 };
 use millrace_dataflow::remap::record::{Record, encode};
 use millrace_dataflow::remap::{Binding, SourceBinding};
@@ -256,6 +257,7 @@ impl World {
             handed_back: false,
             skip_below: 0,
             committed: checkpoint.as_ref().map_or(0, |c| c.committed),
+            landed: checkpoint.as_ref().map_or(0, |c| c.landed),
             pending: checkpoint
                 .as_ref()
                 .map_or_else(Vec::new, |c| c.pending.clone()),
@@ -309,12 +311,22 @@ impl World {
         let Some(process) = self.processes.get_mut(&id) else {
             return;
         };
-        let there = frontier.unwrap_or(0);
-        if !process.confirmed && there > 0 {
-            self.refuse(id, "the table holds rows, and there is no checkpoint");
-            return;
-        }
-        process.committed = process.committed.max(there);
+        let known = process.confirmed.then_some(Known {
+            committed: process.committed,
+            landed: process.landed,
+        });
+        process.committed = match goes_on_at(frontier, known) {
+            Ok(committed) => committed,
+            Err(Misfit::NoState) => {
+                self.refuse(id, "the table holds rows, and there is no checkpoint");
+                return;
+            }
+            Err(Misfit::SetBack { .. }) => {
+                self.refuse(id, "the table holds less than it did");
+                return;
+            }
+        };
+        process.landed = frontier.unwrap_or(0);
         process.skip_below = process.committed;
         if !fits_destination(process.committed, process.bound, rules) {
             self.refuse(id, "the table holds more than the log knows");
@@ -511,6 +523,7 @@ impl World {
                 tick: taking.tick,
                 offsets: offsets.unwrap_or_default(),
                 committed: process.committed,
+                landed: process.landed,
                 pending: process.pending.clone(),
                 whole: false,
                 damaged: false,
@@ -567,6 +580,7 @@ impl World {
                 Some(upper) => {
                     process.pending.clear();
                     process.committed = upper;
+                    process.landed = frontier.unwrap_or(0);
                     self.count("commits");
                 }
             },

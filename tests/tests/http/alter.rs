@@ -462,6 +462,29 @@ fn a_view_that_fails_while_it_is_created_does_not_stop_the_server() {
 }
 
 #[test]
+fn a_creation_that_dies_half_way_is_completed_by_the_next_start() {
+    let mut server = Server::start(FLAGS);
+    server.run("CREATE SOURCE bid WITH (connector = 'generator', kind = 'nexmark', table = 'bid', max_events = 5000)");
+    server.terminate();
+    let point = "ddl.create.after_meta_before_dataflow";
+    server.start_again(&[("MILLRACE_FAILPOINTS", &format!("{point}=kill"))]);
+    send_and_die(
+        &server,
+        "CREATE MATERIALIZED VIEW v AS SELECT auction FROM bid",
+    );
+    wait::until("the view to be complete", LIMIT, || {
+        let rows = server.try_list("views")?;
+        match rows.iter().find(|row| row["name"] == "v") {
+            Some(row) if row["state"] == "running" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    assert!(server.log_text().contains(point), "it did not die");
+    server.caught_up(&[Fed::Ended("bid")], LIMIT);
+    assert_eq!(server.rows("SELECT count(*) FROM v"), [json!([4_600])]);
+}
+
+#[test]
 fn a_sink_that_always_fails_is_given_up_and_the_views_run() {
     let Some(mut orders) = Orders::new() else {
         return;
@@ -509,6 +532,7 @@ fn the_state_is_a_relation() {
         "CREATE SOURCE bid WITH (connector = 'generator', kind = 'nexmark', table = 'bid', max_events = 50000);
          CREATE MATERIALIZED VIEW v AS SELECT bidder, count(*) AS n FROM bid GROUP BY bidder",
     );
+    server.caught_up(&[Fed::Ended("bid")], LIMIT);
     let groups = server.rows("SELECT count(*) FROM v");
     // As of a checkpoint that has all of it.
     wait::until("a checkpoint", LIMIT, || {

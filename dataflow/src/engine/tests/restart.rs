@@ -3,7 +3,7 @@
 use super::*;
 
 /// A one for each row of `from`, of which no column is read: the core of `count(*)`.
-fn ones(id: u64, from: u64) -> Item {
+pub(super) fn ones(id: u64, from: u64) -> Item {
     let Item::View(mut view) = divisible(id, from, 1) else {
         unreachable!("a view")
     };

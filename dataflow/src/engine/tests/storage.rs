@@ -37,7 +37,8 @@ impl Bed {
         let latest = *lock(&self.meta.0);
         Self {
             dir,
-            meta: Arc::new(TestMeta(Mutex::new(latest))),
+            meta: Arc::new(TestMeta(Mutex::new(latest), AtomicU64::new(0))),
+            mood: Arc::default(),
             available: Arc::clone(&self.available),
             destination: Arc::default(),
             starts: AtomicU64::new(self.starts.load(Ordering::SeqCst)),
