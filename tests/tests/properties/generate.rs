@@ -71,6 +71,8 @@ pub(crate) struct Generator<'a> {
     batch: bool,
     duck: bool,
     close: bool,
+    /// Aggregates with an order.
+    ordered: usize,
 }
 
 impl<'a> Generator<'a> {
@@ -83,12 +85,14 @@ impl<'a> Generator<'a> {
             batch: true,
             duck: true,
             close: false,
+            ordered: 0,
         }
     }
 
     pub(crate) fn query(&mut self, name: String) -> Query {
         self.aliases = 0;
         (self.batch, self.duck, self.close) = (true, true, false);
+        self.ordered = 0;
         let depth = 1 + self.rng.below(6);
         let relation = if self.rng.below(8) == 0 {
             self.windowed()
@@ -98,7 +102,7 @@ impl<'a> Generator<'a> {
         Query {
             name,
             tree: relation.tree,
-            batch: self.batch,
+            batch: self.batch && (known::BATCH_SEVERAL_ORDERS || self.ordered < 2),
             duck: self.duck,
             close: self.close,
         }

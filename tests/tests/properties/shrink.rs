@@ -19,6 +19,8 @@ const QUERIES: usize = 30;
 const SUBSETS: usize = 8;
 /// Runs of what is left.
 const AGAIN: usize = 3;
+/// Changes that are printed of a case that needs several steps.
+const SHOWN: usize = 40;
 
 /// The smallest case found within the limit; none if the fault did not show again.
 pub(crate) struct Shrinker<'a> {
@@ -186,6 +188,10 @@ impl<'a> Shrinker<'a> {
                     ));
                 }
             }
+        }
+        if let Some((end, _)) = steps.match_indices('\n').nth(SHOWN) {
+            steps.truncate(end);
+            steps.push_str("\n…\n");
         }
         format!(
             "{steps}fails {} of {AGAIN} times, {} workers, {events:?}:\n{text}",

@@ -85,6 +85,10 @@ impl Generator<'_> {
             }
             _ => self.inexact(scope),
         };
+        let ordered = ["string_agg", "array_agg", "first_value", "last_value"];
+        if tree.operators.iter().any(|name| ordered.contains(name)) {
+            self.ordered += 1;
+        }
         if self.rng.below(4) == 0 {
             let condition = predicate(scope, 2, &mut self.rng);
             let filter =

@@ -115,6 +115,7 @@ impl Generator<'_> {
         let scope = columns(&alias, from.types());
         let (types, items) = Self::all(&scope);
         let order = self.order(&[], &scope);
+        self.batch &= known::BATCH_TOPK_NULLS || from.tree.is_table();
         let limit = 1 + self.rng.below(8);
         let offset = match self.rng.below(3) {
             0 => format!(" OFFSET {}", self.rng.below(5)),
