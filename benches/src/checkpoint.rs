@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringBuilder, new_null_array};
 use arrow::datatypes::SchemaRef;
 use clap::Args as ClapArgs;
-use millrace_dataflow::checkpoint::pause;
+use millrace_dataflow::checkpoint::freeze_time;
 use millrace_dataflow::engine::{Engine, EngineConfig, Item};
 use millrace_dataflow::source::{Chunk, Offsets, Polled, Reader, Source};
 use serde::Serialize;
@@ -148,7 +148,7 @@ async fn one(args: &Args) -> Result<()> {
         }
         sent += rows;
         let stats = engine.stats();
-        let (last, _) = pause::longest();
+        let (last, _) = freeze_time::longest();
         let checkpoints = stats.checkpoints - base.checkpoints;
         let per_key = full as f64 / args.keys as f64;
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);

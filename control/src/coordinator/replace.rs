@@ -19,6 +19,7 @@ use millrace_sql::parse::{Options, Statement, parse_one};
 use millrace_sql::sql_name;
 use tracing::{error, info, warn};
 
+use super::facts::Missing;
 use super::prepare::{self, Draft};
 use super::world::{Detail, Entry};
 use super::{Coordinator, World, WriterLock};

@@ -389,17 +389,18 @@ async fn a_writer_goes_on_after_rows_that_the_table_does_not_take() {
 #[tokio::test]
 async fn a_table_that_was_dropped_is_not_made_again() {
     let place = place().await;
-    let (columns, options) = (columns(), IcebergOptions::default());
+    let (name, columns) = (name(), columns());
+    let options = IcebergOptions::default();
     let open = IcebergSink::open(
         Arc::clone(&place.catalog),
-        &name(),
+        &name,
         RelationId(7),
         &columns,
         options,
     );
     let e = open.await.expect_err("no table");
     assert_eq!((e.kind, e.code), (ErrorKind::NotFound, "42P01"));
-    assert!(!place.catalog.table_exists(&name()).await.expect("asked"));
+    assert!(!place.catalog.table_exists(&name).await.expect("asked"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

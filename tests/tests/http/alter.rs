@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use millrace_tests::kafka::{Topic, Writer, broker};
-use millrace_tests::server::{Server, offsets};
+use millrace_tests::server::{Fed, Server, offsets};
 use millrace_tests::wait;
 use serde_json::{Value, json};
 
