@@ -2,9 +2,9 @@
 //!
 //! Left out for views, as they fit one-shot reads only: limit pushdown, single distinct to group by.
 //! Left out for both: DataFusion's filter pushdown (see `push_filters`), common subexpressions (they
-//! evaluate what a CASE would have skipped), and its elimination of constant keys (a group without rows
-//! is none, an aggregate without keys is a row). `now()` is folded for queries only.
+//! evaluate what a CASE would have skipped). `now()` is folded for queries only.
 
+mod constant_keys;
 mod constants;
 mod correlated;
 mod definite_filters;
@@ -43,6 +43,7 @@ use crate::checked::{Checked, short_circuit};
 use crate::error::carry;
 use crate::functions::functions;
 use crate::sets::NumberCopies;
+use constant_keys::ConstantKeys;
 use correlated::CorrelatedSubqueries;
 use definite_filters::DefiniteFilters;
 use push_filters::PushFilters;
@@ -99,6 +100,7 @@ fn common_rules(join_not_in: bool) -> Rules {
         Arc::new(PropagateEmptyRelation::new()),
         Arc::new(PushFilters),
         Arc::new(ExtractEquijoinPredicate::new()),
+        Arc::new(ConstantKeys),
     ]
 }
 

@@ -134,6 +134,19 @@ impl Topic {
         for result in made {
             result.unwrap_or_else(|(topic, code)| panic!("topic {topic}: {code}"));
         }
+        // The broker answers before others can see it.
+        crate::wait::until("the topic", Duration::from_secs(30), || {
+            let client = admin(broker);
+            let seen = client
+                .inner()
+                .fetch_metadata(Some(name), Duration::from_secs(5));
+            let seen = seen.map_err(|e| e.to_string())?;
+            let topic = seen.topics().iter().find(|topic| topic.name() == name);
+            match topic.filter(|topic| topic.error().is_none()) {
+                Some(topic) if topic.partitions().len() == partitions as usize => Ok(()),
+                _ => Err("it is not there yet".to_string()),
+            }
+        });
         Self {
             broker: broker.to_string(),
             name: name.to_string(),

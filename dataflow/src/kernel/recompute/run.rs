@@ -1,6 +1,6 @@
 //! Runs a computation on the thread that asks.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -8,6 +8,7 @@ use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::error::Result as DfResult;
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::{ExecutionPlan, collect};
+use tokio::runtime::Runtime;
 
 use crate::kernel::map::build;
 use crate::plan::{Computation, Iterations, Slot};
@@ -18,6 +19,8 @@ pub struct Runner {
     computation: Arc<Computation>,
     context: Arc<TaskContext>,
     output: SchemaRef,
+    /// Made when first needed. Some plans (a union within a recursion) run parts of them as tasks.
+    tasks: OnceLock<Runtime>,
 }
 
 impl Runner {
@@ -27,6 +30,7 @@ impl Runner {
             computation,
             context: Arc::default(),
             output,
+            tasks: OnceLock::new(),
         }
     }
 
@@ -47,8 +51,15 @@ impl Runner {
             Ok(Transformed::yes(filled))
         };
         let plan = template.transform_up(fill).data()?;
-        // All is in memory and on this thread: nothing is waited for.
-        let batches = futures::executor::block_on(collect(plan, Arc::clone(&self.context)))?;
+        let tasks = match self.tasks.get() {
+            Some(tasks) => tasks,
+            None => {
+                let tasks = tokio::runtime::Builder::new_current_thread().build()?;
+                self.tasks.get_or_init(|| tasks)
+            }
+        };
+        // All is in memory and on this thread: nothing outside is waited for.
+        let batches = tasks.block_on(collect(plan, Arc::clone(&self.context)))?;
         let shaped = batches.into_iter().filter(|batch| batch.num_rows() > 0);
         Ok(shaped
             .map(|batch| build(&self.output, batch.columns().to_vec(), batch.num_rows()))
