@@ -63,7 +63,13 @@ for name in ['t', 'doomed']:
     server.run("CREATE SINK strict FROM v INTO lake.r.t");
     server.run("CREATE SINK doomed FROM v INTO lake.r.doomed");
     for sink in ["strict", "doomed"] {
-        let row = until_state(&server, sink, "failed");
+        // Not only on its way down: it is held, and nothing of it is tried again.
+        let row = wait::until("the sink to be given up", LIMIT, || {
+            match until_state(&server, sink, "failed") {
+                row if !row["held_since"].is_null() => Ok(row),
+                row => Err(row.to_string()),
+            }
+        });
         let error = row["last_error"].to_string();
         assert!(error.contains("requires a value"), "{row}");
         assert!(error.contains("optional in the table"), "{row}");
