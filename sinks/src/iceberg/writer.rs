@@ -2,9 +2,10 @@
 //!
 //! Encoding is CPU work and goes to the blocking threads. While it runs the state is with it; a call
 //! that was dropped half-way therefore leaves a writer that refuses to go on instead of one that has
-//! forgotten rows. So does an error in the middle of it, and the engine has them written again from
-//! its last checkpoint; one that comes before any row was taken changes nothing. A full disk is waited for in the middle of a write (see [`patient`]): the rows that
-//! are encoded already are nowhere else.
+//! forgotten rows. So does an error, and the engine has the rows written again from its last checkpoint;
+//! but for one that may pass and comes before any row was taken: that changes nothing. A full disk is
+//! waited for in the middle of a write (see [`patient`]): the rows that are encoded already are nowhere
+//! else.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -59,8 +60,8 @@ impl IcebergWriter {
         }
     }
 
-    /// Does file work away from the asynchronous threads. After an error that has cost rows the writer
-    /// is of no more use, and the error is not one to be tried again.
+    /// Does file work away from the asynchronous threads. After an error that is not to be tried again,
+    /// such as one that has cost rows, the writer is of no more use.
     async fn with_files<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Files) -> Result<T> + Send + 'static,
@@ -76,18 +77,19 @@ impl IcebergWriter {
         })
         .await
         .map_err(|e| Error::internal(format!("a writer did not finish: {e}")))?;
-        if !files.spoiled {
-            self.files = Some(files);
-            return result;
-        }
-        result.map_err(|e| match e.kind {
-            ErrorKind::Unavailable => Error {
+        match result {
+            Err(e) if files.spoiled && e.kind == ErrorKind::Unavailable => Err(Error {
                 kind: ErrorKind::Internal,
                 code: "58030",
                 ..e
-            },
-            _ => e,
-        })
+            }),
+            // Rows that were refused are in no file: it must not be closed as if they were.
+            Err(e) if e.kind != ErrorKind::Unavailable => Err(e),
+            result => {
+                self.files = Some(files);
+                result
+            }
+        }
     }
 }
 
