@@ -56,14 +56,15 @@ sim: ## The simulations and the model of what `make test` runs, alone (seconds)
 sim-long: ## 22,000 seeded schedules and a larger model (minutes); figures in docs/operating/evidence
 	@cargo test --workspace --lib -- --ignored --nocapture --test-threads 1 no_schedule_of_ten_thousand no_order_of_more_events
 
-oracle: ## Random queries and schedules against one-shot queries and DuckDB, alone (2,000 pairs)
+oracle: ## Random queries and schedules against one-shot queries and DuckDB, alone (2,000 pairs; MILLRACE_SEED=n for others)
 	@$(SERVICES)/kafka.sh start >/dev/null && $(SERVICES)/pyiceberg.sh install
-	@cargo build --workspace --all-targets && cargo test --workspace --test properties -- --nocapture
+	@cargo build --workspace --all-targets
+	@MILLRACE_ORACLE_PAIRS=$${MILLRACE_ORACLE_PAIRS:-2000} cargo test --workspace --test properties -- --nocapture
 
 oracle-long: ## 50,000 pairs of query and schedule (hours)
 	@$(SERVICES)/kafka.sh start >/dev/null && $(SERVICES)/pyiceberg.sh install
 	@cargo build --workspace --all-targets
-	@MILLRACE_ORACLE_PAIRS=$${MILLRACE_ORACLE_PAIRS:-50000} cargo test --workspace --test properties -- --nocapture
+	@MILLRACE_SEED=$${MILLRACE_SEED:-$$(date +%s)} MILLRACE_ORACLE_PAIRS=$${MILLRACE_ORACLE_PAIRS:-50000} cargo test --workspace --test properties -- --nocapture
 
 test-http: ## Run the tests of the HTTP API and of outside services alone
 	@$(SERVICES)/kafka.sh start >/dev/null && $(SERVICES)/pyiceberg.sh install

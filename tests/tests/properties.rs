@@ -5,7 +5,7 @@
 //! before, between and after the changes. After each step each view is compared with the one-shot query of
 //! the same text, and with DuckDB.
 //!
-//! * `MILLRACE_SEED` repeats a run; `MILLRACE_ORACLE_PAIRS` says how many pairs of query and schedule.
+//! * `MILLRACE_CASE` or `MILLRACE_SEED` chooses the cases; `MILLRACE_ORACLE_PAIRS` says how many pairs of query and schedule.
 
 #[path = "properties/answer.rs"]
 mod answer;
@@ -47,7 +47,9 @@ use tree::Dialect;
 
 /// Queries of a case: they live side by side on one server.
 const QUERIES: usize = 40;
-const PAIRS: usize = 2_000;
+const PAIRS: usize = 800;
+/// The first case unless `MILLRACE_CASE` or `MILLRACE_SEED` says otherwise.
+const FIRST: u64 = 765_133_858;
 /// Cases that run side by side.
 const THREADS: usize = 2;
 
@@ -154,11 +156,16 @@ fn incremental_equals_batch_and_another_engine() {
     let pairs = number("MILLRACE_ORACLE_PAIRS", PAIRS);
     let queries = number("MILLRACE_ORACLE_QUERIES", QUERIES);
     let threads = number("MILLRACE_ORACLE_THREADS", THREADS);
-    let first = Rng::from_env("properties").next_u64() % 1_000_000_000;
-    let first = match std::env::var("MILLRACE_CASE") {
-        Ok(seed) => seed.parse().expect("a number"),
-        Err(_) => first,
+    // The same cases in each run of the tests: what a new seed finds is to be mended, not to stop others.
+    let first = match (
+        std::env::var("MILLRACE_CASE"),
+        std::env::var("MILLRACE_SEED"),
+    ) {
+        (Ok(case), _) => case.parse().expect("a number"),
+        (_, Ok(_)) => Rng::from_env("properties").next_u64() % 1_000_000_000,
+        _ => FIRST,
     };
+    println!("properties: MILLRACE_CASE={first}");
     let cases = pairs.div_ceil(queries);
     let next = AtomicUsize::new(0);
     let report = Mutex::new(Report::default());

@@ -32,8 +32,8 @@ pub(crate) const MINUS_ZERO: bool = false;
 /// A correlated condition over columns of which one is BIGINT and the other DECIMAL is refused (42804):
 /// `UNION` of BIGINT and `row_number()` makes such a column.
 pub(crate) const CORRELATED_TYPES: bool = false;
-/// A view WITH RECURSIVE whose first term holds a join stays as it was at its first tick.
-pub(crate) const RECURSION_OVER_JOINS: bool = true;
+/// INTERSECT ALL and EXCEPT ALL within WITH RECURSIVE are refused, with a message of the planner (42P10).
+pub(crate) const RECURSION_OVER_JOINS: bool = false;
 /// A key that is constant counts as none: `SELECT 'b', count(*) FROM t GROUP BY 1` over no rows gives a row.
 pub(crate) const CONSTANT_KEYS: bool = true;
 /// One-shot queries take a constant for one that ROLLUP has made null, and leave it out of an order.
